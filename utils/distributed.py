@@ -1,0 +1,73 @@
+"""Ranks and devices: every script runs on a CPU, one GPU or, through torchrun, on several, with the same code."""
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from utils.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its fellows: `rank` of `world_size`, computing on `device`."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def shard(self, items: Sequence[T]) -> list[T]:
+        """Every world_size-th item from `rank` on: shards differ in length by one at most."""
+        return list(items[self.rank :: self.world_size])
+
+    def print(self, *values: object) -> None:
+        """Print once, on rank 0."""
+        if self.is_main:
+            print(*values, flush=True)
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """The element-wise sum of `values` over all ranks."""
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        if self.world_size > 1:
+            dist.all_reduce(total)
+        return total.tolist()
+
+    def close(self) -> None:
+        if self.world_size > 1:
+            dist.destroy_process_group()
+
+
+def setup(device: str = "auto") -> Ranks:
+    """Join the torchrun group if there is one (nccl on GPUs, gloo on CPUs) and choose this rank's device.
+
+    Args:
+        device: `auto` (GPUs where there are any, else the CPU), `cpu` or `cuda`.
+    Raises:
+        UserError: `cuda` is asked for and there is none, or a node has fewer GPUs than ranks.
+    """
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: cuda is asked for, but this machine has no usable GPU; set device=cpu")
+    use_cuda = device != "cpu" and torch.cuda.is_available()
+    if use_cuda and local_rank >= torch.cuda.device_count():
+        raise UserError(f"torchrun: {local_rank + 1} or more processes on a machine with {torch.cuda.device_count()} "
+                        "GPUs; set --nproc_per_node to the number of GPUs, or device=cpu")
+    chosen = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(chosen)
+    if world_size > 1:
+        dist.init_process_group("nccl" if use_cuda else "gloo")
+    return Ranks(rank, world_size, chosen)

@@ -1,0 +1,206 @@
+"""Every artifact's place, atomic writes, and the record that lies beside every output.
+
+No other module builds a path inside the output root, so the stages cannot disagree about where things are.
+"""
+import csv
+import hashlib
+import io
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save as safetensors_bytes
+
+from utils.errors import UserError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+# ---- atomic writes ---------------------------------------------------------------------------------------------------
+
+@contextmanager
+def atomic_write(path: Path | str) -> Iterator[Path]:
+    """Give a temporary path to write to; on success fsync it and rename it to `path`, on failure remove it.
+
+    A reader therefore sees the whole file or none, even after a kill or on a full disk.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        # mkstemp makes files private; results are to be read by whoever the user's umask lets read them.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path | str, data: bytes) -> None:
+    with atomic_write(path) as temporary:
+        try:
+            temporary.write_bytes(data)
+        except OSError as error:
+            error.filename = str(path)  # name the file the user knows, not the temporary one
+            raise
+
+
+def write_text(path: Path | str, text: str) -> None:
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path | str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def write_npz(path: Path | str, **arrays: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    write_bytes(path, buffer.getvalue())
+
+
+def write_safetensors(path: Path | str, tensors: Mapping[str, torch.Tensor],
+                      metadata: Mapping[str, str] | None = None) -> None:
+    data = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_bytes(path, safetensors_bytes(data, dict(metadata) if metadata else None))
+
+
+def write_torch(path: Path | str, value: Any) -> None:
+    """Save tensors, numbers, strings and containers of them: readable with weights_only=True."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+def require_file(path: Path | str, setting: str, mend: str) -> Path:
+    """`path` if it is a file.
+
+    Raises:
+        UserError: it is not; the line names `setting`, the file and the `mend`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file ({setting}); {mend}")
+    return path
+
+
+def read_json(path: Path | str) -> Any:
+    """Raises UserError where the file is not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is not valid JSON ({error}); delete it and run the stage that writes it") from None
+
+
+def read_npz(path: Path | str, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    """The arrays `keys` of an .npz file, never unpickling anything.
+
+    Raises:
+        UserError: the file is damaged, is no .npz, or lacks one of the arrays.
+    """
+    mend = "delete it and run the stage that writes it again"
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            missing = [key for key in keys if key not in archive]
+            if missing:
+                raise UserError(f"{path}: holds no array '{missing[0]}'; {mend}")
+            return {key: archive[key] for key in keys}
+    except UserError:
+        raise
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise UserError(f"{path}: is not a readable .npz file ({error}); {mend}") from None
+    except (ValueError, EOFError, KeyError, AttributeError, TypeError, NotImplementedError,
+            __import__("zipfile").BadZipFile) as error:
+        raise UserError(f"{path}: is not a readable .npz file ({error}); {mend}") from None
+
+
+def file_digest(path: Path | str) -> str:
+    """SHA-256 of a file's bytes, hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def array_digest(*arrays: np.ndarray) -> str:
+    """SHA-256 over the arrays' types, shapes and values, hex."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def identity_folders(root: Path | str) -> dict[str, list[Path]]:
+    """The images of a folder of identity folders, `<root>/<identity>/<image>`, both levels in file-name order.
+
+    Raises:
+        UserError: there is no such folder, or it holds no image.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; run the stage that writes it, or correct the setting")
+    folders = {}
+    for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
+        if entry.is_dir() and not entry.name.startswith("."):
+            images = sorted(name for name in os.listdir(entry.path)
+                            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."))
+            if images:
+                folders[entry.name] = [root / entry.name / name for name in images]
+    if not folders:
+        raise UserError(f"{root}: holds no images in identity folders (<identity>/<image>.png); give such a folder")
+    return folders
+
+
+# ---- the record of a run ---------------------------------------------------------------------------------------------
+
+def versions() -> dict[str, str]:
+    """The versions that can change a result."""
+    packages = ("torch", "torchvision", "diffusers", "numpy", "opencv-python-headless")
+    return {"python": platform.python_version()} | {package: version(package) for package in packages}
+
+
+def claim_run(record_file: Path, decides: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Write a run's record, or check that the run begun here earlier was made with the same deciding settings.
+
+    Args:
+        record_file: the JSON file beside the output.
+        decides: what decides the output (settings, digests); a continued run must agree in every entry.
+        record: the rest that is worth keeping: the whole resolved config, versions, hardware.
+    Raises:
+        UserError: the folder holds a run made with other settings; the line names the first that differs.
+    """
+    decides = json.loads(json.dumps(decides))
+    if record_file.is_file():
+        earlier = read_json(record_file).get("decides", {})
+        for name in sorted(decides.keys() | earlier.keys()):
+            if decides.get(name) != earlier.get(name):
+                raise UserError(f"{record_file.parent}: was made with {name} = {earlier.get(name)!r}, now it is "
+                                f"{decides.get(name)!r}; set paths.run to another name, or delete that folder")
+        return
+    write_json(record_file, {"decides": decides, **record, "versions": versions()})
