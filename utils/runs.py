@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from safetensors.torch import save as safetensors_bytes
 
+from config.config import Config
 from utils.errors import UserError
 
 
@@ -181,3 +182,55 @@ def claim_run(record_file: Path, decides: Mapping[str, Any], record: Mapping[str
                                 f"{decides.get(name)!r}; set paths.run to another name, or delete that folder")
         return
     write_json(record_file, {"decides": decides, **record, "versions": versions()})
+
+
+# ---- places ----------------------------------------------------------------------------------------------------------
+
+def contexts_name(config: Config) -> str:
+    """The name that the contexts' settings make: files of other contexts never meet."""
+    contexts = config.contexts
+    if contexts.name:
+        return contexts.name
+    if contexts.source == "uniform":
+        return f"uniform-{contexts.number}x{contexts.dimension}-seed{contexts.seed}"
+    if contexts.source == "published":
+        return f"published-{Path(contexts.file).stem}"
+    return f"extracted-{Path(contexts.faces).name}-{Path(contexts.recogniser).stem}-per-{contexts.per}"
+
+
+def contexts_file(config: Config) -> Path:
+    return Path(config.paths.output) / "contexts" / f"{contexts_name(config)}.npz"
+
+
+def negatives_file(config: Config) -> Path:
+    return contexts_file(config).with_suffix(f".negatives-{config.negatives.strategy}.npz")
+
+
+def run_folder(config: Config) -> Path:
+    """The folder of a run; its name says what makes its images differ (w = 0 has no strategy)."""
+    if config.paths.run:
+        return Path(config.paths.output) / config.paths.run
+    guidance, sampling = config.guidance, config.sampling
+    schedule = guidance.schedule
+    if schedule == "interval":
+        schedule += "{}to{}".format(*guidance.interval)
+    guided = f"{config.negatives.strategy}_w{guidance.w:g}-{schedule}" if guidance.w else "w0"
+    solver = f"{sampling.solver}{sampling.steps}" + ("-published" if sampling.as_published else "")
+    name = f"{Path(config.model.diffusion).name}_{contexts_name(config)}_{guided}_{solver}_seed{sampling.seed}"
+    return Path(config.paths.output) / config.preset / name
+
+
+def samples_folder(config: Config) -> Path:
+    return run_folder(config) / "samples"
+
+
+def aligned_folder(config: Config) -> Path:
+    return run_folder(config) / "aligned"
+
+
+def scores_folder(config: Config) -> Path:
+    return run_folder(config) / "scores" / Path(config.scores.recogniser).stem
+
+
+def fr_folder(config: Config) -> Path:
+    return run_folder(config) / "fr" / (config.fr.name or f"{config.fr.head}-{config.fr.backbone}")
