@@ -1,0 +1,206 @@
+"""Recognition networks under their published parameter names: iresnet18/34/50/100 and MobileFaceNet.
+
+Every network takes (faces [B, 3, 112, 112] RGB in [-1, 1], template) and returns embeddings [B, D], not normalised.
+`template` says how the faces were aligned: `arcface`, or `arcface_shifted` (8 px further left). Only a network whose
+input is narrower than the faces needs to know.
+"""
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+IRESNET_BLOCKS = {"iresnet18": (2, 2, 2, 2), "iresnet34": (3, 4, 6, 3),
+                  "iresnet50": (3, 4, 14, 3), "iresnet100": (3, 13, 30, 3)}
+CHANNELS = (64, 128, 256, 512)
+
+
+# ---- iresnet ---------------------------------------------------------------------------------------------------------
+
+class IBasicBlock(nn.Module):
+    """Residual block of the improved ResNet (Duta et al. 2020, arXiv 2004.04989) in ArcFace's form: BN first, PReLU."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.prelu = nn.PReLU(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels)
+        self.downsample = None
+        if stride != 1:
+            self.downsample = nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride, bias=False),
+                                            nn.BatchNorm2d(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        residual = self.bn3(self.conv2(self.prelu(self.bn2(self.conv1(self.bn1(x))))))
+        return residual + (x if self.downsample is None else self.downsample(x))
+
+
+class IResNet(nn.Module):
+    """The ResNet of ArcFace and CosFace training (insightface's iresnet).
+
+    Args:
+        blocks: residual blocks in each of the four layers; the first of a layer halves the resolution.
+        num_features: D, the embedding's width.
+        dropout: probability of dropping a value of the last feature map while training.
+    """
+
+    def __init__(self, blocks: tuple[int, int, int, int], num_features: int = 512, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.prelu = nn.PReLU(64)
+        channels_in = 64
+        for number, (channels, count) in enumerate(zip(CHANNELS, blocks, strict=True), start=1):
+            layer = [IBasicBlock(channels_in if k == 0 else channels, channels, stride=2 if k == 0 else 1)
+                     for k in range(count)]
+            self.add_module(f"layer{number}", nn.Sequential(*layer))
+            channels_in = channels
+        self.bn2 = nn.BatchNorm2d(512)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(512 * 7 * 7, num_features)
+        self.features = nn.BatchNorm1d(num_features)
+        # The head normalises the embedding, so a learned scale per dimension would only drift.
+        self.features.weight.requires_grad_(False)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0, 0.1)
+
+    def forward(self, faces: torch.Tensor, template: str = "arcface") -> torch.Tensor:
+        x = self.prelu(self.bn1(self.conv1(faces)))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        x = self.dropout(self.bn2(x)).flatten(1)
+        # Autocast's 16 bits would round the embedding itself; the two last layers cost next to nothing in fp32.
+        with torch.autocast(x.device.type, enabled=False):
+            return self.features(self.fc(x.to(self.fc.weight.dtype)))
+
+
+def iresnet18(num_features: int = 512, dropout: float = 0.0) -> IResNet:
+    return IResNet(IRESNET_BLOCKS["iresnet18"], num_features, dropout)
+
+
+def iresnet34(num_features: int = 512, dropout: float = 0.0) -> IResNet:
+    return IResNet(IRESNET_BLOCKS["iresnet34"], num_features, dropout)
+
+
+def iresnet50(num_features: int = 512, dropout: float = 0.0) -> IResNet:
+    return IResNet(IRESNET_BLOCKS["iresnet50"], num_features, dropout)
+
+
+def iresnet100(num_features: int = 512, dropout: float = 0.0) -> IResNet:
+    return IResNet(IRESNET_BLOCKS["iresnet100"], num_features, dropout)
+
+
+# ---- MobileFaceNet ---------------------------------------------------------------------------------------------------
+
+class ConvBlock(nn.Module):
+    """Convolution and BN, with a PReLU unless it is linear."""
+
+    def __init__(self, channels_in: int, channels: int, kernel: int | tuple[int, int], stride: int = 1,
+                 padding: int = 0, groups: int = 1, linear: bool = False) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels_in, channels, kernel, stride, padding, groups=groups, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+        self.prelu = nn.Identity() if linear else nn.PReLU(channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.prelu(self.bn(self.conv(x)))
+
+
+class Bottleneck(nn.Module):
+    """Inverted residual of MobileNetV2 with PReLU: expand 1x1, depthwise 3x3, project 1x1."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        self.has_shortcut = stride == 1 and channels_in == channels
+        wide = channels_in * expansion
+        self.conv = nn.Sequential(
+            nn.Conv2d(channels_in, wide, 1, bias=False), nn.BatchNorm2d(wide), nn.PReLU(wide),
+            nn.Conv2d(wide, wide, 3, stride, padding=1, groups=wide, bias=False), nn.BatchNorm2d(wide), nn.PReLU(wide),
+            nn.Conv2d(wide, channels, 1, bias=False), nn.BatchNorm2d(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.conv(x) if self.has_shortcut else self.conv(x)
+
+
+class MobileFaceNet(nn.Module):
+    """MobileFaceNet (Chen et al. 2018, arXiv 1804.07573): 1 million parameters, quick on a CPU.
+
+    Args:
+        num_features: D, the embedding's width.
+        width: of the input in px. 96 cuts its 96 columns out of the face, by its template (the published CASIA
+            weights); 112 sees the whole face.
+    """
+
+    BOTTLENECKS = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
+    FIRST_COLUMN = {"arcface": 8, "arcface_shifted": 0}
+
+    def __init__(self, num_features: int = 128, width: int = 112) -> None:
+        super().__init__()
+        if width not in (96, 112):
+            raise ValueError(f"MobileFaceNet sees 96 or 112 columns, not {width}")
+        self.width = width
+        self.conv1 = ConvBlock(3, 64, 3, stride=2, padding=1)
+        self.dw_conv1 = ConvBlock(64, 64, 3, padding=1, groups=64)
+        blocks, channels_in = [], 64
+        for expansion, channels, repeats, first_stride in self.BOTTLENECKS:
+            for k in range(repeats):
+                blocks.append(Bottleneck(channels_in, channels, first_stride if k == 0 else 1, expansion))
+                channels_in = channels
+        self.blocks = nn.Sequential(*blocks)
+        self.conv2 = ConvBlock(128, 512, 1)
+        self.linear7 = ConvBlock(512, 512, (7, width // 16), groups=512, linear=True)
+        self.linear1 = ConvBlock(512, num_features, 1, linear=True)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+
+    def forward(self, faces: torch.Tensor, template: str = "arcface") -> torch.Tensor:
+        if self.width == 96:
+            first = self.FIRST_COLUMN[template]
+            faces = faces[..., first:first + self.width]
+        # The published weights expect (x - 127.5) / 128 of grey levels x; faces come as (x - 127.5) / 127.5.
+        x = self.dw_conv1(self.conv1(faces * (127.5 / 128)))
+        x = self.linear7(self.conv2(self.blocks(x)))
+        # As in IResNet, the embedding itself is not rounded to autocast's 16 bits.
+        with torch.autocast(x.device.type, enabled=False):
+            return self.linear1(x.to(self.linear1.conv.weight.dtype)).flatten(1)
+
+
+# ---- from a state dict -----------------------------------------------------------------------------------------------
+
+def build(state_dict: Mapping[str, torch.Tensor]) -> IResNet | MobileFaceNet:
+    """The network a state dict belongs to, recognised by names and shapes, filled with its weights, in eval mode.
+
+    Raises:
+        ValueError: the weights are of no network known here, or one of them is missing, superfluous or misshapen.
+    """
+    with torch.device("meta"):
+        network = _empty_network(state_dict)
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise ValueError(f"'{name}' should be {_say(expected, name)}, but is {_say(found, name)}")
+    network = network.to_empty(device="cpu")
+    network.load_state_dict(state_dict)
+    return network.eval()
+
+
+def _empty_network(state_dict: Mapping[str, torch.Tensor]) -> IResNet | MobileFaceNet:
+    if "linear7.conv.weight" in state_dict and "linear1.conv.weight" in state_dict:
+        width = 16 * state_dict["linear7.conv.weight"].shape[-1]
+        if width in (96, 112):
+            return MobileFaceNet(len(state_dict["linear1.conv.weight"]), width)
+    if "fc.weight" in state_dict:
+        in_layers = {found.groups() for name in state_dict if (found := re.match(r"layer([1-4])\.(\d+)\.", name))}
+        blocks = tuple(sum(layer == number for layer, _ in in_layers) for number in "1234")
+        if blocks in IRESNET_BLOCKS.values():
+            return IResNet(blocks, num_features=len(state_dict["fc.weight"]))
+    raise ValueError("the weights are neither of iresnet18/34/50/100 nor of MobileFaceNet")
+
+
+def _say(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
+    return f"of shape {list(shapes[name])}" if name in shapes else "absent"
