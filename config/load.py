@@ -10,6 +10,7 @@ from typing import Any
 from config.config import DEFAULT_PRESET, PRESETS, Config
 from utils.errors import UserError
 
+PUBLISHED_T = 1000  # diffusion steps of every published model
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -97,6 +98,10 @@ def check_combinations(config: Config) -> None:
     if sampling.as_published and sampling.solver == "dpm++":
         raise UserError("sampling.as_published: true is impossible with sampling.solver=dpm++, which the published code "
                         "does not have; set sampling.as_published=false, or sampling.solver=ddim")
+    if sampling.as_published and sampling.solver == "ddpm" and sampling.steps != PUBLISHED_T:
+        raise UserError(f"sampling.steps: {sampling.steps} is impossible with sampling.as_published=true and "
+                        f"sampling.solver=ddpm, which runs every timestep; set sampling.steps={PUBLISHED_T}, or "
+                        "sampling.as_published=false")
 
 
 def help_text(doc: str) -> str:

@@ -71,3 +71,16 @@ def setup(device: str = "auto") -> Ranks:
     if world_size > 1:
         dist.init_process_group("nccl" if use_cuda else "gloo")
     return Ranks(rank, world_size, chosen)
+
+
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to compute in bfloat16: as `precision` (fp32, bf16, auto) says; auto: where the device is fast at it.
+
+    Fast at it are GPUs from Ampere on, and CPUs with AMX or AVX-512 bfloat16 instructions.
+    """
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))

@@ -33,11 +33,12 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     A reader therefore sees the whole file or none, even after a kill or on a full disk.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
@@ -46,18 +47,17 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            error.filename = str(path)  # name the file the user knows, not the temporary one
         raise
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
     with atomic_write(path) as temporary:
-        try:
-            temporary.write_bytes(data)
-        except OSError as error:
-            error.filename = str(path)  # name the file the user knows, not the temporary one
-            raise
+        temporary.write_bytes(data)
 
 
 def write_text(path: Path | str, text: str) -> None:
