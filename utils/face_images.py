@@ -1,10 +1,22 @@
-"""Face images on disk: folders of identity folders."""
+"""Face images on disk: folders of identity folders, and the packed array that training reads."""
+import hashlib
 import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
 from utils.errors import UserError
+from utils.runs import atomic_write, read_npz, write_npz
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SIZE = 112  # px, height and width of an aligned face
+READERS = 8  # threads that decode images; decoding releases the interpreter
+BLOCK = 1024  # images decoded ahead of the writing, at the most
 
 
 def identity_folders(root: Path | str) -> dict[str, list[Path]]:
@@ -26,3 +38,101 @@ def identity_folders(root: Path | str) -> dict[str, list[Path]]:
     if not folders:
         raise UserError(f"{root}: holds no images in identity folders (<identity>/<image>.png); give such a folder")
     return folders
+
+
+def select(folders: Mapping[str, Sequence[Path]], identities: int, images_per_identity: int) -> dict[str, list[Path]]:
+    """The first so many identities and the first so many images of each, in file-name order; 0: all."""
+    return {identity: list(folders[identity][:images_per_identity or None])
+            for identity in list(folders)[:identities or None]}
+
+
+def read_image(path: Path) -> np.ndarray:
+    """[H, W, 3] uint8 RGB. Raises UserError where the file is not a whole image."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: is not a readable image ({error}); delete it and run the stage that writes it "
+                        "again") from None
+
+
+# ---- packed faces ----------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class PackedFaces:
+    """All faces of a training set as one array on disk.
+
+    Attributes:
+        images: [N, 112, 112, 3] uint8 RGB, memory-mapped, identity by identity.
+        labels: [N] int64, the identity of each image as its place in `identities`.
+        identities: [C] names.
+        paths: [N] `<identity>/<image>`.
+        listing: digest of the images' paths, sizes and times of change: another listing, other images.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    identities: np.ndarray
+    paths: np.ndarray
+    listing: str
+
+
+def pack(folders: Mapping[str, Sequence[Path]], file: Path) -> PackedFaces:
+    """Pack the images of `folders` into `file` (.npy, its index beside it), or load them where that is done already.
+
+    Args:
+        folders: identity -> its images, all 112 x 112 (identity_folders, select).
+        file: the array; packed anew where the images are others than those it was made of.
+    Raises:
+        UserError: an image cannot be read or is not 112 x 112.
+    """
+    listing = _listing(folders)
+    index_file = file.with_suffix(".index.npz")
+    if file.is_file() and index_file.is_file() and (packed := load_packed(file)).listing == listing:
+        return packed
+    images = [path for paths in folders.values() for path in paths]
+    # Without its index an array is not packed: a kill from here on leaves no array with another's index.
+    index_file.unlink(missing_ok=True)
+    with atomic_write(file) as temporary, open(temporary, "wb") as array, ThreadPoolExecutor(READERS) as pool:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(images), SIZE, SIZE, 3)}
+        np.lib.format.write_array_header_1_0(array, header)
+        with tqdm(total=len(images), desc="packing", unit="image") as bar:
+            for start in range(0, len(images), BLOCK):
+                for image in pool.map(_read_face, images[start:start + BLOCK]):
+                    array.write(image.tobytes())
+                    bar.update()
+    write_npz(index_file, labels=np.repeat(np.arange(len(folders)), [len(paths) for paths in folders.values()]),
+              identities=np.array(list(folders)), listing=np.array(listing),
+              paths=np.array([f"{identity}/{path.name}" for identity, paths in folders.items() for path in paths]))
+    return load_packed(file)
+
+
+def load_packed(file: Path) -> PackedFaces:
+    """Raises UserError where the array or its index is absent, damaged, or not of the same number of images."""
+    mend = "delete it; it is packed again by train_fr.py"
+    index = read_npz(file.with_suffix(".index.npz"), ["labels", "identities", "paths", "listing"])
+    try:
+        images = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: is not a readable array ({error}); {mend}") from None
+    if images.shape != (len(index["labels"]), SIZE, SIZE, 3) or images.dtype != np.uint8:
+        raise UserError(f"{file}: holds {images.dtype} {images.shape}, not uint8 of {len(index['labels'])} faces; "
+                        f"{mend}")
+    return PackedFaces(images, index["labels"], index["identities"], index["paths"], index["listing"].item())
+
+
+def _read_face(path: Path) -> np.ndarray:
+    image = read_image(path)
+    if image.shape != (SIZE, SIZE, 3):
+        raise UserError(f"{path}: is {image.shape[1]} x {image.shape[0]}, not {SIZE} x {SIZE}; run align.py and give "
+                        "the folder it writes")
+    return image
+
+
+def _listing(folders: Mapping[str, Sequence[Path]]) -> str:
+    digest = hashlib.sha256()
+    for identity, paths in folders.items():
+        for path in paths:
+            status = path.stat()
+            digest.update(f"{identity}/{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
