@@ -88,7 +88,7 @@ class Sampling:
     identities: int = setting(8, "the first so many contexts are sampled", minimum=1,
                               paper="10050, of which alignment keeps 10000")
     images_per_identity: int = setting(8, "images of each identity", minimum=1, paper="50; AdaptDiff: 60")
-    solver: str = setting("ddim", "ddpm (arXiv 2006.11239), ddim (2010.02502, eta 0) or dpm++ "
+    solver: str = setting("dpm++", "ddpm (arXiv 2006.11239), ddim (2010.02502, eta 0) or dpm++ "
                           "(DPM-Solver++ 2M, 2211.01095)", choices=("ddpm", "ddim", "dpm++"), paper="ddpm; ablation: ddim")
     steps: int = setting(20, "denoising steps, evenly spaced over the model's T", minimum=1,
                          paper="1000 (ddpm), 200 (ddim)")
