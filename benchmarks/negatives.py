@@ -1,0 +1,38 @@
+"""Time and peak memory of choosing negatives among many contexts, each strategy in a process of its own.
+
+    python -m benchmarks.negatives
+    python -m benchmarks.negatives 10050
+"""
+import os
+import resource
+import subprocess
+import sys
+import time
+
+from utils import contexts, negatives
+
+NUMBER, DIMENSION = 100_000, 512
+
+
+def measure(strategy: str, number: int) -> None:
+    points = contexts.uniform(number, DIMENSION, seed=0)
+    start = time.perf_counter()
+    _, similarity = negatives.select(points, strategy)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"| {strategy} | {number:,} | {seconds:.1f} | {peak:.2f} | {similarity.mean():.4f} |", flush=True)
+
+
+def main() -> None:
+    number = int(sys.argv[1]) if len(sys.argv) > 1 else NUMBER
+    print(f"{DIMENSION} wide, {os.cpu_count()} cores\n"
+          "| strategy | contexts | seconds | peak memory of the process, GiB | mean similarity |\n|---|---|---|---|---|",
+          flush=True)
+    for strategy in ("close", "mid", "far", "rand", "null"):
+        # The peak is a process's own: one strategy must not hide behind another's.
+        subprocess.run([sys.executable, "-c", f"from benchmarks.negatives import measure; "
+                                              f"measure('{strategy}', {number})"], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Stage 1: the identities to sample, as contexts on the unit hypersphere of a face recogniser's embeddings.
+
+Reads:  nothing (contexts.source=uniform), a contexts file (published), or a folder of faces (extracted)
+Writes: <output>/contexts/<name>.npz   ids [N], contexts [N, D] float32 of unit norm
+        <output>/contexts/<name>.json  the settings, versions and digests they were made with
+        <output>/contexts/<name>.crowding.png  how close each identity comes to another
+
+    python create_sample_identity_contexts.py
+    python create_sample_identity_contexts.py contexts.number=15000 contexts.seed=1
+    python create_sample_identity_contexts.py contexts.source=published contexts.file=data/published/contexts.npy
+    python create_sample_identity_contexts.py contexts.source=extracted contexts.faces=data/ffhq contexts.recogniser=...
+"""
+import io
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from config.config import Contexts
+from config.load import load_config
+from utils import contexts as identity_contexts
+from utils import runs
+from utils.errors import run_script
+from utils.face_images import identity_folders
+
+RECOGNISER_MEND = "give the weights of a recogniser, or set contexts.source=uniform"
+FILE_MEND = "give the contexts file, or set contexts.source=uniform"
+
+
+def main() -> None:
+    config = load_config(__doc__)
+    file = runs.contexts_file(config)
+
+    # Leave finished contexts alone
+    decides = deciding_settings(config.contexts)
+    if identity_contexts.made_already(file, decides):
+        print(f"{file}: exists, made with the same settings")
+        return
+
+    # Draw, read or extract
+    ids, contexts = make(config.contexts, config.device)
+    source = {"uniform": file, "published": config.contexts.file, "extracted": config.contexts.faces}
+    identity_contexts.check_contexts(source[config.contexts.source], ids, contexts)
+
+    # How crowded they are
+    crowding = identity_contexts.crowding(contexts)
+    median, high, highest = np.quantile(crowding, (0.5, 0.99, 1))
+    most, other = identity_contexts.closest_pair(contexts, crowding)
+    print(f"{len(ids)} contexts, {contexts.shape[1]} wide; highest cosine to another: median {median:.3f}, "
+          f"99% {high:.3f}, highest {highest:.3f} ('{ids[most]}' and '{ids[other]}')")
+
+    # Save, the contexts last: where they exist, their record and plot do
+    runs.write_bytes(file.with_suffix(".crowding.png"), crowding_plot(crowding, file.stem))
+    record = {"decides": decides, "digest": identity_contexts.digest(ids, contexts), "config": asdict(config),
+              "versions": runs.versions()}
+    runs.write_json(file.with_suffix(".json"), record)
+    identity_contexts.write(file, ids, contexts)
+    print(f"{file}: written, with .json and .crowding.png beside it")
+
+
+def deciding_settings(settings: Contexts) -> dict[str, Any]:
+    """What the contexts depend on, as it goes into their record."""
+    if settings.source == "uniform":
+        decides = {name: getattr(settings, name) for name in ("number", "dimension", "seed")}
+    elif settings.source == "published":
+        decides = {"file": runs.file_digest(runs.require_file(settings.file, "contexts.file", FILE_MEND))}
+    else:
+        recogniser = runs.require_file(settings.recogniser, "contexts.recogniser", RECOGNISER_MEND)
+        images = identity_folders(settings.faces).values()
+        decides = {"faces": settings.faces, "images": sum(map(len, images)), "per": settings.per,
+                   "recogniser": runs.file_digest(recogniser)}
+    return {"source": settings.source} | decides
+
+
+def make(settings: Contexts, device: str) -> tuple[list[str], np.ndarray]:
+    """ids [N] and contexts [N, D] float32, unit norm, from the configured source."""
+    if settings.source == "uniform":
+        # Zero-padded, so that file-name order is the contexts' order.
+        ids = [f"{row:06d}" for row in range(settings.number)]
+        return ids, identity_contexts.uniform(settings.number, settings.dimension, settings.seed)
+    if settings.source == "published":
+        from models.published import load_contexts  # slow to import, and uniform contexts do without
+        return load_contexts(settings.file)
+    return identity_contexts.extract(settings.faces, recogniser(settings.recogniser, device), settings.per)
+
+
+def recogniser(weights: str, device: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Faces [B, 3, 112, 112] in [-1, 1] -> embeddings [B, D] by the backbone in the file `weights`."""
+    import torch
+
+    from models.published import load_backbone
+    from utils import distributed
+
+    chosen = distributed.setup(device).device
+    backbone = load_backbone(weights).to(chosen).eval()
+
+    @torch.inference_mode()
+    def embed(faces: np.ndarray) -> np.ndarray:
+        return backbone(torch.from_numpy(faces).to(chosen)).float().cpu().numpy()
+
+    return embed
+
+
+def crowding_plot(crowding: np.ndarray, name: str) -> bytes:
+    """A histogram of each context's highest cosine to another, as a PNG."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.hist(crowding, bins=100)
+    axes.axvline(np.median(crowding), color="black", linestyle="--", label=f"median {np.median(crowding):.3f}")
+    axes.set(title=name, xlabel="highest cosine to another identity", ylabel="identities")
+    axes.legend()
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=150)
+    return image.getvalue()
+
+
+if __name__ == "__main__":
+    run_script(main)
