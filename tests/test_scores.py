@@ -1,12 +1,19 @@
 """Score distributions against every pair in explicit float64, and the rates against scikit-learn's ROC curve."""
+import os
+import tarfile
+from collections import defaultdict
 from itertools import combinations
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import torch
 from scipy.interpolate import interp1d
 from scipy.optimize import brentq
 from sklearn.metrics import roc_curve
 
+from models.backbones import build
 from utils import scores
 from utils.errors import UserError
 from utils.scores import (
@@ -22,6 +29,10 @@ from utils.scores import (
     unit_rows,
     write_distributions,
 )
+
+SHARED = Path(os.environ.get("SHARED_DIR", Path(__file__).parents[1] / ".." / "shared"))
+LFW = SHARED / "data" / "lfw" / "lfw-deepfunneled.tar"
+CASIA = SHARED / "data" / "recognisers" / "mobilefacenet_casia.ckpt"
 
 
 def faces(identities=40, images=8, dimension=32, noise=1.2, seed=0):
@@ -81,6 +92,32 @@ def test_histograms_and_rates_equal_those_of_scores_binned_the_same_way(measured
 def test_rates_are_those_of_the_raw_scores(measured):
     distributions, genuine, impostor = measured
     row = metrics(distributions)
+    for name, expected in roc_rates(genuine, impostor).items():
+        assert row[name] == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.skipif(not (LFW.is_file() and CASIA.is_file()), reason="LFW and the pretrained MobileFaceNet are not here")
+def test_embeddings_of_lfw_are_measured_as_by_explicit_pairs():
+    people = defaultdict(list)
+    with tarfile.open(LFW) as tar:
+        for member in (entry for entry in tar if entry.isfile()):
+            if sum(map(len, people.values())) == 100:
+                break
+            jpeg = cv2.imdecode(np.frombuffer(tar.extractfile(member).read(), np.uint8), cv2.IMREAD_COLOR_RGB)
+            # Not aligned, but near enough to the template for embeddings like real ones.
+            people[Path(member.name).parent.name].append(cv2.resize(jpeg[59:191, 59:191], (112, 112)))
+    labels = [name for name, crops in people.items() for _ in crops]
+    crops = torch.from_numpy(np.stack([crop for crops in people.values() for crop in crops])).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        recogniser = build(torch.load(CASIA, map_location="cpu", weights_only=True)["net_state_dict"])
+        x = recogniser(crops / 127.5 - 1, "arcface").numpy()
+    genuine, impostor = explicit_pairs(x, labels)
+    row = metrics(score_distributions(x, labels))
+    assert (row["genuine_pairs"], row["impostor_pairs"]) == (len(genuine), len(impostor))
+    assert row["genuine_std"] == pytest.approx(genuine.std(), abs=1e-9)
+    assert row["impostor_mean"] == pytest.approx(impostor.mean(), abs=1e-9)
+    fdr = (genuine.mean() - impostor.mean()) ** 2 / (genuine.var() + impostor.var())
+    assert row["fdr"] == pytest.approx(fdr, abs=1e-6)
     for name, expected in roc_rates(genuine, impostor).items():
         assert row[name] == pytest.approx(expected, abs=1e-3)
 

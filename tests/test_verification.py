@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from utils import verification
 from utils.errors import UserError
-from utils.verification import ijb, mirrored, read_bin, read_ijbc_meta, read_lfw_pairs, ten_fold
+from utils.verification import ijb, read_bin, read_ijbc_meta, read_lfw_pairs, ten_fold
 
 DATA = Path(__file__).parent / "data"
 
@@ -57,12 +56,6 @@ def test_folds_follow_the_order_and_ties_take_the_lowest_threshold():
     mean, std = ten_fold(a, b, same)
     assert mean == pytest.approx(0.95)
     assert std == pytest.approx(0.15)
-
-
-def test_mirrored_adds_the_embedding_of_the_mirror_image():
-    faces = torch.arange(24.0).reshape(1, 2, 3, 4)
-    first_column = mirrored(lambda x: x[:, :, :, 0].flatten(1), faces)
-    torch.testing.assert_close(first_column, (faces[..., 0] + faces[..., 3]).flatten(1))
 
 
 @pytest.mark.parametrize("break_it", [

@@ -23,11 +23,6 @@ PAIR_BLOCK = 8192
 
 # ---- pair protocols: LFW and the .bin benchmarks ---------------------------------------------------------------------
 
-def mirrored(embed: Callable[[torch.Tensor], torch.Tensor], faces: torch.Tensor) -> torch.Tensor:
-    """The embedding of each face plus that of its mirror image, not normalised: faces [B, 3, H, W] -> [B, D]."""
-    return embed(faces) + embed(faces.flip(3))
-
-
 def ten_fold(embeddings_a: np.ndarray, embeddings_b: np.ndarray, same: Sequence[bool] | np.ndarray
              ) -> tuple[float, float]:
     """Accuracy over ten unshuffled folds: the threshold that is best on nine is applied to the tenth.
@@ -36,7 +31,8 @@ def ten_fold(embeddings_a: np.ndarray, embeddings_b: np.ndarray, same: Sequence[
     good thresholds the lowest is taken.
 
     Args:
-        embeddings_a, embeddings_b: [P, D], the two sides of each pair, of any norm, in the benchmark's order.
+        embeddings_a, embeddings_b: [P, D], the two sides of each pair in the benchmark's order, each the sum of the
+            image's embedding and its mirror image's, of any norm.
         same: [P], whether the pair shows one person.
     Returns:
         Mean and population standard deviation of the ten accuracies, in [0, 1].
@@ -66,7 +62,7 @@ def read_lfw_pairs(file: Path | str) -> tuple[list[tuple[str, str]], np.ndarray]
         UserError: a malformed line, or not as many pairs as the first line says.
     """
     path = require_file(file, "LFW's pairs", "download pairs.txt of LFW's view 2")
-    header, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
+    header, *lines = path.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
     try:
         folds, per_fold = map(int, header.split())
     except ValueError:
