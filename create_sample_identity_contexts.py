@@ -11,7 +11,6 @@ Writes: <output>/contexts/<name>.npz   ids [N], contexts [N, D] float32 of unit 
     python create_sample_identity_contexts.py contexts.source=extracted contexts.faces=data/ffhq contexts.recogniser=...
 """
 import io
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -84,24 +83,18 @@ def make(settings: Contexts, device: str) -> tuple[list[str], np.ndarray]:
     if settings.source == "published":
         from models.published import load_contexts  # slow to import, and uniform contexts do without
         return load_contexts(settings.file)
-    return identity_contexts.extract(settings.faces, recogniser(settings.recogniser, device), settings.per)
+    return extract(settings, device)
 
 
-def recogniser(weights: str, device: str) -> Callable[[np.ndarray], np.ndarray]:
-    """Faces [B, 3, 112, 112] in [-1, 1] -> embeddings [B, D] by the backbone in the file `weights`."""
-    import torch
-
+def extract(settings: Contexts, device: str) -> tuple[list[str], np.ndarray]:
+    """ids [N] and contexts [N, D] of the faces in `contexts.faces`, by the recogniser `contexts.recogniser`."""
     from models.published import load_backbone
     from utils import distributed
+    from utils.embedding import embed
 
-    chosen = distributed.setup(device).device
-    backbone = load_backbone(weights).to(chosen).eval()
-
-    @torch.inference_mode()
-    def embed(faces: np.ndarray) -> np.ndarray:
-        return backbone(torch.from_numpy(faces).to(chosen)).float().cpu().numpy()
-
-    return embed
+    backbone, chosen = load_backbone(settings.recogniser), distributed.setup(device).device
+    return identity_contexts.extract(settings.faces, per=settings.per, embed=lambda images: embed(
+        backbone, images, chosen, template="arcface", read=identity_contexts.read_face))
 
 
 def crowding_plot(crowding: np.ndarray, name: str) -> bytes:

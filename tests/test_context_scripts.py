@@ -61,7 +61,7 @@ def test_stages_1_and_2_write_their_artifacts_and_run_again_without_a_change(run
 
     for strategy in ("far", "rand", "null"):
         assert run(STAGE_2, f"negatives.strategy={strategy}", "negatives.pool=7", "negatives.seed=3")[0] == 0
-        index, similarity = negatives.read(folder / f"{name}.negatives-{strategy}.npz", record["digest"])
+        index, similarity = negatives.read(folder / f"{name}.negatives-{strategy}.npz", record["digest"], ids)
         expected = negatives.select(contexts, strategy, seed=3, pool=7)
         assert np.array_equal(index, expected[0]) and np.array_equal(similarity, expected[1], equal_nan=True)
 
@@ -131,8 +131,9 @@ def test_contexts_extracted_from_faces_by_a_published_recogniser(run, tmp_path):
     ids, contexts = identity_contexts.read(tmp_path / "contexts" / "extracted-faces-backbone-per-image.npz", 512)
     assert ids == ["ann/1", "ann/2", "bob/1"]
     face = identity_contexts.read_face(tmp_path / "faces" / "bob" / "1.png")
+    face = torch.tensor(face).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.inference_mode():
-        embedding = load_backbone(tmp_path / "backbone.pth").eval()(torch.from_numpy(face)[None])[0]
+        embedding = load_backbone(tmp_path / "backbone.pth").eval()(face)[0]
     assert np.allclose(contexts[2], embedding / embedding.norm(), atol=1e-5)
 
 

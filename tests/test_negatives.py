@@ -198,7 +198,7 @@ def written(tmp_path, strategy="far"):
 @pytest.mark.parametrize("strategy", ["far", "null"])
 def test_what_is_written_is_read(tmp_path, strategy):
     file, digest, index, similarity = written(tmp_path, strategy)
-    again = negatives.read(file, digest)
+    again = negatives.read(file, digest, IDS)
     assert np.array_equal(again[0], index) and np.array_equal(again[1], similarity, equal_nan=True)
 
 
@@ -208,7 +208,7 @@ def test_negatives_of_other_contexts_are_refused(tmp_path):
               (IDS[:2], random_contexts(2))]
     for ids, contexts in others:
         with pytest.raises(UserError, match="negatives.npz: holds negatives of other contexts.*; delete it"):
-            negatives.read(file, identity_contexts.digest(ids, contexts))
+            negatives.read(file, identity_contexts.digest(ids, contexts), ids)
 
 
 @pytest.mark.parametrize("index", [[1, 1, 0], [1, 3, 0], [-2, 0, 0], [1, 0]])
@@ -216,13 +216,13 @@ def test_negatives_that_name_oneself_or_nobody_are_refused(tmp_path, index):
     file, digest, _, similarity = written(tmp_path)
     negatives.write(file, IDS, np.array(index), similarity, digest, pool=0, seed=0)
     with pytest.raises(UserError, match="does not name another identity"):
-        negatives.read(file, digest)
+        negatives.read(file, digest, IDS)
 
 
 def test_damaged_and_missing_files_are_refused(tmp_path):
     file, digest, *_ = written(tmp_path)
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError, match="negatives.npz: is not a readable .npz"):
-        negatives.read(file, digest)
+        negatives.read(file, digest, IDS)
     with pytest.raises(UserError, match="create_negative_contexts.py"):
-        negatives.read(tmp_path / "none.npz", digest)
+        negatives.read(tmp_path / "none.npz", digest, IDS)

@@ -1,7 +1,6 @@
 """Identity contexts: points on the unit hypersphere of a face recogniser's embeddings, one row per identity."""
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,8 @@ from tqdm import tqdm
 
 from utils import runs
 from utils.errors import UserError
-from utils.face_images import identity_folders
+from utils.face_images import SIZE, identity_folders, read_image
 
-FACE_SIZE = 112  # pixels: what the recognisers take
 BLOCK_BYTES = 128 * 2**20  # memory of one block of cosines
 UNIT_TOLERANCE = 1e-4  # of a norm: float32 rounding is far below, a forgotten normalisation far above
 
@@ -21,7 +19,7 @@ UNIT_TOLERANCE = 1e-4  # of a norm: float32 rounding is far below, a forgotten n
 def uniform(number: int, dimension: int, seed: int) -> np.ndarray:
     """Contexts drawn uniformly on the unit hypersphere (NegFaceDiff, arXiv 2508.09661): [number, dimension] float32.
 
-    The first rows are the same whatever `number` is, so that more identities can be added to a finished run.
+    The first rows are the same whatever `number` is.
     """
     return normalise(np.random.default_rng(seed).standard_normal((number, dimension)))
 
@@ -39,12 +37,12 @@ def row_norms(vectors: np.ndarray) -> np.ndarray:
 
 # ---- from faces ------------------------------------------------------------------------------------------------------
 
-def extract(folder: Path | str, embed: Callable[[np.ndarray], np.ndarray], per: str = "identity",
-            batch_size: int = 64) -> tuple[list[str], np.ndarray]:
+def extract(folder: Path | str, embed: Callable[[Sequence[Path]], np.ndarray],
+            per: str = "identity") -> tuple[list[str], np.ndarray]:
     """Contexts from a folder of faces, `<folder>/<identity>/<image>`, by a recogniser.
 
     Args:
-        embed: faces [B, 3, 112, 112] float32 RGB in [-1, 1] -> embeddings [B, D].
+        embed: N image files -> embeddings [N, D], as utils.embedding.embed gives them with read=read_face.
         per: `identity`: the normalised mean of an identity's normalised embeddings, named by the identity's folder;
             `image`: each image's normalised embedding, named `<identity>/<image without its suffix>`.
     Returns:
@@ -54,13 +52,7 @@ def extract(folder: Path | str, embed: Callable[[np.ndarray], np.ndarray], per: 
     """
     folders = identity_folders(folder)
     images = [image for images in folders.values() for image in images]
-    embeddings = []
-    with ThreadPoolExecutor() as threads, tqdm(total=len(images), unit="face", disable=None) as progress:
-        for start in range(0, len(images), batch_size):
-            faces = np.stack(list(threads.map(read_face, images[start : start + batch_size])))
-            embeddings.append(normalise(np.asarray(embed(faces))))
-            progress.update(len(faces))
-    embeddings = np.concatenate(embeddings)
+    embeddings = normalise(embed(images))
     if per == "image":
         return [f"{image.parent.name}/{image.stem}" for image in images], embeddings
     firsts = np.cumsum([0] + [len(images) for images in folders.values()][:-1])
@@ -68,19 +60,16 @@ def extract(folder: Path | str, embed: Callable[[np.ndarray], np.ndarray], per: 
 
 
 def read_face(file: Path | str) -> np.ndarray:
-    """One face image, of any size, as a recogniser takes it: [3, 112, 112] float32 RGB in [-1, 1].
+    """A face image of any size, resized without aligning it: [112, 112, 3] uint8 RGB (IDiff-Face, arXiv 2308.04995).
 
     Raises:
         UserError: the file is no readable image.
     """
-    image = cv2.imread(str(file), cv2.IMREAD_COLOR)
-    if image is None:
-        raise UserError(f"{file}: is not a readable image; replace or remove it")
-    if image.shape[:2] != (FACE_SIZE, FACE_SIZE):
-        shrinks = min(image.shape[:2]) > FACE_SIZE  # area averaging does not alias, but it blocks when it enlarges
-        image = cv2.resize(image, (FACE_SIZE, FACE_SIZE), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
-    rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    return (rgb.transpose(2, 0, 1) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+    image = read_image(Path(file))
+    if image.shape[:2] == (SIZE, SIZE):
+        return image
+    shrinks = min(image.shape[:2]) > SIZE  # area averaging does not alias, but it makes blocks when it enlarges
+    return cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

@@ -153,11 +153,12 @@ def write(file: Path | str, ids: Sequence[str], index: np.ndarray, similarity: n
                    pool=np.array(pool), seed=np.array(seed))
 
 
-def read(file: Path | str, contexts_digest: str) -> tuple[np.ndarray, np.ndarray]:
+def read(file: Path | str, contexts_digest: str, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """index [N] int64 and similarity [N] float32 of a file that `write` made.
 
     Args:
-        contexts_digest: utils.contexts.digest of the ids and contexts in use.
+        contexts_digest: utils.contexts.digest of the contexts in use.
+        ids: their ids [N].
     Raises:
         UserError: the file is missing, damaged, or belongs to other contexts.
     """
@@ -165,10 +166,10 @@ def read(file: Path | str, contexts_digest: str) -> tuple[np.ndarray, np.ndarray
     runs.require_file(file, "negatives", f"{mend} first")
     arrays = runs.read_npz(file, ("ids", "index", "similarity", "contexts_digest"))
     index, similarity = arrays["index"], arrays["similarity"]
-    if str(arrays["contexts_digest"]) != contexts_digest:
+    if str(arrays["contexts_digest"]) != contexts_digest or arrays["ids"].tolist() != list(ids):
         raise UserError(f"{file}: holds negatives of other contexts than those in use; delete it and {mend}")
-    rows = np.arange(arrays["ids"].size)
+    rows = np.arange(len(ids))
     if not (index.shape == similarity.shape == rows.shape and index.dtype.kind == "i"
-            and ((NULL <= index) & (index < len(rows)) & (index != rows)).all()):
+            and ((NULL <= index) & (index < len(ids)) & (index != rows)).all()):
         raise UserError(f"{file}: does not name another identity for each; delete it and {mend}")
     return index, similarity
