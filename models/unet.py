@@ -1,6 +1,7 @@
-"""The identity-conditioned epsilon network of IDiff-Face (arXiv 2308.04995), condition type CA, parameters as published.
+"""The identity-conditioned epsilon network of IDiff-Face (arXiv 2308.04995), with the published parameter names.
 
-Time enters every residual block through adaptive group norm, the context every attention block through cross-attention.
+This is its condition type CA: time enters every residual block through adaptive group norm, the context every
+attention block through cross-attention.
 """
 import math
 from collections.abc import Sequence

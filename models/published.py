@@ -1,0 +1,251 @@
+"""Reads the published weights and contexts, whatever their container. No file gets to run code: see state_dicts.py."""
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor, nn
+
+from models import backbones
+from models.autoencoder import DECODER_PREFIXES, ENCODER_PREFIXES, Autoencoder, from_published
+from models.state_dicts import DOWNLOAD, first_difference, read_state_dict, read_torch
+from models.unet import ConditionalUNet
+from utils import contexts as context_files
+from utils.errors import UserError
+from utils.runs import require_file
+from utils.sampler import linear_betas
+
+EPS_PREFIX = "eps_model."  # of the network's parameters; the schedule's tables have none
+LATENT_FACTOR = 4  # image size / latent size of the published first stage, VQ-f4; the diffusion folder does not tell
+LDM_PREFIX = "first_stage_model."  # of the first stage inside a whole latent diffusion model of LDM
+
+
+# ---- the diffusion model ---------------------------------------------------------------------------------------------
+
+def load_diffusion(folder: Path | str, step: int | None = None,
+                   ema: bool = True) -> tuple[ConditionalUNet, dict[str, Any]]:
+    """The epsilon network of a published folder, float32, in eval mode, and the settings to sample it with.
+
+    Args:
+        folder: holds `.hydra/config.yaml` and `checkpoints/`.
+        step: the training step of the checkpoint; None is the last.
+        ema: the averaged weights (`ema_averaged_model*`), else the raw ones (`model*`).
+    Returns:
+        the network and {T, betas: [T] float32, image_size: in pixels, latent_shape: (C, h, w)}.
+    Raises:
+        UserError: a file is missing, damaged or would run code; there is no such step; the model is of a kind that is
+            not supported; configuration and weights disagree.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; download the diffusion model, or correct the setting")
+    config = HydraConfig(folder / ".hydra" / "config.yaml")
+    weights_file = checkpoint_file(folder / "checkpoints", step, ema)
+
+    T, schedule, image_size = config["diffusion.T"], config["diffusion.schedule_type"], config["constants.image_size"]
+    if schedule != "linear" or not isinstance(T, int) or T < 1:
+        raise config.error("diffusion", f"schedule '{schedule}' with T = {T} is not supported; use a model trained "
+                           "with the linear schedule")
+    if config["latent_diffusion"] is not True:
+        raise config.error("latent_diffusion", "models of pixels are not supported; use a model of latents")
+    if not isinstance(image_size, int) or image_size < 1 or image_size % LATENT_FACTOR:
+        raise config.error("constants.image_size", f"{image_size} is no multiple of {LATENT_FACTOR}; {DOWNLOAD}")
+    unet = build_unet(config)
+    tables = schedule_tables(linear_betas(T))
+
+    weights = read_state_dict(weights_file, "the diffusion model's weights")
+    eps_model = {EPS_PREFIX + name: tensor for name, tensor in unet.state_dict().items()}
+    fault = first_difference(eps_model | tables, weights)
+    for name, table in tables.items():
+        # The published tables were computed in float32, in which 1 - alpha_bar keeps three digits at the first steps.
+        if fault is None and not torch.allclose(weights[name].float(), table, rtol=1e-3, atol=1e-6):
+            fault = f"'{name}' is not that of the {schedule} schedule with T = {T}"
+    if fault is not None:
+        raise UserError(f"{weights_file}: config and weights disagree: {fault}; take .hydra/config.yaml and the "
+                        "checkpoint from one model")
+    unet.load_state_dict({name: weights[EPS_PREFIX + name].float() for name in unet.state_dict()}, assign=True)
+    latent_size = image_size // LATENT_FACTOR
+    return unet.eval(), {"T": T, "betas": tables["betas"], "image_size": image_size,
+                         "latent_shape": (unet.image_proj.in_channels, latent_size, latent_size)}
+
+
+def checkpoint_file(folder: Path, step: int | None, ema: bool) -> Path:
+    """The checkpoint of `step` in `folder`, as published (.ckpt) or as .safetensors; UserError where there is none."""
+    stem = "ema_averaged_model" if ema else "model"
+    for suffix in (".ckpt", ".safetensors"):
+        file = folder / f"{stem}{'' if step is None else f'_{step}'}{suffix}"
+        if file.is_file():
+            return file
+    if step is None:
+        raise UserError(f"{folder / stem}.ckpt: no such file; {DOWNLOAD}")
+    steps = sorted(int(found[1]) for file in folder.glob(f"{stem}_*")
+                   if (found := re.fullmatch(rf"{stem}_(\d+)\.(ckpt|safetensors)", file.name)))
+    raise UserError(f"{folder / stem}_{step}.ckpt: no such file; choose a step that is there "
+                    f"({', '.join(map(str, steps)) or 'none is'}), or none for the last")
+
+
+def build_unet(config: "HydraConfig") -> ConditionalUNet:
+    """The network that the section `model` describes, without weights (on the meta device)."""
+    arguments = {key: value for key, value in config["model"].items() if key != "_target_"}
+    try:
+        with torch.device("meta"):
+            return ConditionalUNet(**arguments)
+    except UserError as error:
+        raise UserError(f"{config.file}: model.{error}") from None
+    except (TypeError, ValueError) as error:
+        raise config.error("model", f"describes no network that is known here ({error}); {DOWNLOAD}") from None
+
+
+def schedule_tables(betas: Tensor) -> dict[str, Tensor]:
+    """The tables that a published checkpoint holds beside the network, each [T] float32."""
+    beta = betas.double()
+    alpha = 1 - beta
+    alpha_bar = alpha.cumprod(0)
+    tables = {
+        "betas": beta,
+        "alphas": alpha,
+        "sigmas": beta.sqrt(),
+        "sqrt_alphas_inv": 1 / alpha.sqrt(),
+        "alpha_bars": alpha_bar,
+        "sqrt_alpha_bars": alpha_bar.sqrt(),
+        "sqrt_one_minus_alpha_bars": (1 - alpha_bar).sqrt(),
+        "one_minus_alphas_over_sqrt_one_minus_alpha_bars": beta / (1 - alpha_bar).sqrt(),
+    }
+    return {name: table.float() for name, table in tables.items()}
+
+
+class HydraConfig:
+    """A run's `.hydra/config.yaml`: config["constants.image_size"] is that value, its interpolations resolved.
+
+    Only what is asked for is resolved, since elsewhere such a file refers to the paths and clock of its own run.
+
+    Raises:
+        UserError: the file is missing or no YAML; a value asked for is missing or cannot be resolved.
+    """
+
+    INTERPOLATION = re.compile(r"\$\{([^${}]*)\}")  # an innermost one: ${a.${b}} is resolved from within
+
+    def __init__(self, file: Path) -> None:
+        self.file = require_file(file, "the diffusion model's configuration", DOWNLOAD)
+        try:
+            self.values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{file}: is not valid YAML ({reason}); {DOWNLOAD}") from None
+
+    def __getitem__(self, path: str) -> Any:
+        return self._look_up(path, ())
+
+    def error(self, path: str, message: str) -> UserError:
+        return UserError(f"{self.file}: {path}: {message}")
+
+    def _look_up(self, path: str, asked_by: tuple[str, ...]) -> Any:
+        if path in asked_by:
+            raise self.error(path, f"'${{{path}}}' refers to itself; {DOWNLOAD}")
+        value = self.values
+        for key in path.split("."):
+            if not isinstance(value, Mapping) or key not in value:
+                fault = f"'${{{path}}}' cannot be resolved" if asked_by else "is missing"
+                raise self.error(asked_by[0] if asked_by else path, f"{fault}; write the value there, or {DOWNLOAD}")
+            value = value[key]
+            if isinstance(value, str):  # a whole section may be an interpolation
+                value = self._resolve(value, (*asked_by, path))
+        return self._resolve(value, (*asked_by, path))
+
+    def _resolve(self, value: Any, asked_by: tuple[str, ...]) -> Any:
+        if isinstance(value, Mapping):
+            return {key: self._resolve(item, asked_by) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._resolve(item, asked_by) for item in value]
+        while isinstance(value, str) and (found := self.INTERPOLATION.search(value)):
+            referred = self._look_up(found[1], asked_by)
+            value = referred if found[0] == value else value.replace(found[0], str(referred))
+        return value
+
+
+# ---- the first stage -------------------------------------------------------------------------------------------------
+
+def load_first_stage(encoder_file: Path | str, decoder_file: Path | str) -> Autoencoder:
+    """The VQ first stage, float32, in eval mode, its sizes inferred from the shapes.
+
+    Args:
+        encoder_file, decoder_file: the two published halves (.pt or .safetensors); a whole LDM `model.ckpt` may stand
+            for either or both.
+    Raises:
+        UserError: a file is missing, damaged or would run code, or the two do not make a first stage.
+    """
+    encoder = first_stage_half(encoder_file, ENCODER_PREFIXES)
+    decoder = first_stage_half(decoder_file, DECODER_PREFIXES)
+    try:
+        return from_published(encoder, decoder).eval()
+    except ValueError as error:
+        raise UserError(f"{encoder_file} and {decoder_file}: make no VQ first stage: {error}; "
+                        "take both halves from one model") from None
+
+
+def first_stage_half(file: Path | str, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    """The parameters whose names begin with `prefixes`; what else may stand in the file is the other half and loss."""
+    state = read_state_dict(file, "the first stage's weights")
+    state = {name.removeprefix(LDM_PREFIX): tensor for name, tensor in state.items()
+             if name.startswith(LDM_PREFIX)} or state
+    for name in state:
+        if not name.startswith((*ENCODER_PREFIXES, *DECODER_PREFIXES, "loss.")):
+            raise UserError(f"{file}: '{name}' is of no VQ first stage; choose the first stage's file")
+    return {name: tensor for name, tensor in state.items() if name.startswith(prefixes)}
+
+
+# ---- recognisers and contexts ----------------------------------------------------------------------------------------
+
+def load_backbone(file: Path | str) -> nn.Module:
+    """A recogniser, in eval mode: (faces [B, 3, 112, 112] in [-1, 1] RGB, template="arcface") -> embeddings [B, D].
+
+    Raises:
+        UserError: the file is missing, damaged, would run code, or is of no network in models/backbones.py.
+    """
+    try:
+        return backbones.build(read_state_dict(file, "the recogniser's weights"))
+    except ValueError as error:
+        raise UserError(f"{file}: {error}; choose the weights of a supported recogniser") from None
+
+
+def load_contexts(file: Path | str) -> tuple[list[str], np.ndarray]:
+    """Identity contexts: ids and [N, D] float32 of unit norm.
+
+    Args:
+        file: what `utils.contexts.write` wrote (.npz); a published dict of vectors by identity, written by torch.save
+            whatever the file is called; or a plain .npy array [N, D], whose rows are then called 0, 1, ...
+    Raises:
+        UserError: the file is missing, damaged or would run code, or utils.contexts.check_contexts refuses it.
+    """
+    file = require_file(file, "the contexts", DOWNLOAD + ", or correct the setting")
+    if file.suffix == ".npz":
+        return context_files.read(file)
+    with open(file, "rb") as start:
+        is_numpy = start.read(6) == b"\x93NUMPY"
+    ids, vectors = _plain_array(file) if is_numpy else _torch_dict(file)
+    context_files.check_vectors(file, vectors)
+    contexts = context_files.normalise(vectors)
+    context_files.check_contexts(file, ids, contexts)
+    return ids, contexts
+
+
+def _plain_array(file: Path) -> tuple[list[str], np.ndarray]:
+    try:
+        vectors = np.atleast_1d(np.load(file, allow_pickle=False))
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{file}: is no complete array of numbers ({error}); {DOWNLOAD}") from None
+    return [str(row) for row in range(len(vectors))], vectors
+
+
+def _torch_dict(file: Path) -> tuple[list[str], np.ndarray]:
+    by_id = read_torch(file)
+    if not isinstance(by_id, Mapping) or not by_id:
+        raise UserError(f"{file}: holds no vectors by identity; choose a file of contexts")
+    ids = [str(int(key)) if str(key).isdecimal() else str(key) for key in by_id]
+    try:
+        return ids, np.stack([np.asarray(vector) for vector in by_id.values()])
+    except ValueError as error:
+        raise UserError(f"{file}: its vectors differ in shape ({error}); {DOWNLOAD}") from None
