@@ -139,6 +139,8 @@ class FR:
     name: str = setting("", "name of the training; empty: <head>-<backbone>")
     identities: int = setting(0, "train on the first so many identities; 0: all", minimum=0, paper="10000")
     images_per_identity: int = setting(0, "train on the first so many images of each; 0: all", minimum=0, paper="50")
+    minimum_images: int = setting(1, "leave out identities with fewer images", minimum=1)
+    leave_out: str = setting("", "file with the names of identities to leave out, one a line: those of a benchmark, say")
     keep_list: str = setting("", "train on the images of this keep-list only (a DynUnc file of an original training)")
     held_out_identities: int = setting(10, "identities set apart to steer the schedule, early stopping and the best "
                                        "checkpoint", minimum=2, paper="none: steered by the benchmarks")
@@ -165,6 +167,7 @@ class FR:
     milestones: tuple[int, ...] = setting((22, 30, 35), "steps", unit="epochs", minimum=1, paper="22, 30, 35")
     precision: str = setting("auto", "fp32, bf16, or auto: bf16 where the device is fast at it",
                              choices=("auto", "fp32", "bf16"), paper="fp32")
+    compile: bool = setting(True, "on a GPU: fuse the network's operations by torch.compile; the first steps take minutes")
     seed: int = setting(0, "seed of weights, order and augmentation", minimum=0)
     is_original_train: bool = setting(False, "also write what DynUnc pruning needs: each image's probability of its class "
                                       "at every epoch, scores and keep-lists")

@@ -4,11 +4,13 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from utils import face_images
 from utils.errors import UserError
-from utils.face_images import identity_folders, load_packed, pack, read_image, select
+from utils.face_images import FaceReader, identity_folders, load_packed, pack, read_image, select
+from utils.runs import write_npz
 
 
 def make_faces(root, counts: dict[str, int], seed: int = 0) -> dict[tuple[str, str], np.ndarray]:
@@ -43,6 +45,7 @@ def test_select_takes_the_first_identities_and_images(tmp_path):
     assert {name: [path.name for path in paths] for name, paths in chosen.items()} == {
         "a": ["0.png", "1.png"], "b": ["0.png"]}
     assert select(folders, 0, 0) == folders
+    assert list(select(folders, identities=1, images_per_identity=0, minimum_images=2, leave_out={"a"})) == ["c"]
 
 
 def test_pack_keeps_pixels_labels_and_paths(tmp_path):
@@ -114,6 +117,31 @@ def test_an_array_without_its_index_or_a_cut_one_is_refused(tmp_path):
     np.save(file, np.zeros((3, 112, 112, 3), np.uint8))
     with pytest.raises(UserError, match="not uint8 of 2 faces"):
         load_packed(file)
+
+
+@pytest.mark.parametrize("labels, words", [([0, 0, 2], "labels 0 to 2, but 2 identities"),
+                                           ([0, -1, 1], "labels -1 to 1, but 2 identities"),
+                                           ([1, 1, 1], "no image of identity a")])
+def test_labels_out_of_range_and_empty_classes_are_refused(tmp_path, labels, words):
+    make_faces(tmp_path / "faces", {"a": 2, "b": 1})
+    file = tmp_path / "faces.npy"
+    packed = pack(identity_folders(tmp_path / "faces"), file)
+    write_npz(tmp_path / "faces.index.npz", labels=np.array(labels), identities=packed.identities, paths=packed.paths,
+              listing=np.array(packed.listing))
+    with pytest.raises(UserError, match=words):
+        load_packed(file)
+
+
+def test_batches_are_the_asked_rows_in_order(tmp_path):
+    make_faces(tmp_path / "faces", {"a": 7, "b": 6})
+    packed = pack(identity_folders(tmp_path / "faces"), tmp_path / "faces.npy")
+    reader = FaceReader(packed.images, torch.device("cpu"))
+    order = np.random.default_rng(0).permutation(12).reshape(6, 2)  # more batches than are read ahead
+    batches = list(reader.batches(order))
+    assert len(batches) == 6
+    for rows, faces in zip(order, batches, strict=True):
+        assert faces.shape == (2, 3, 112, 112) and faces.is_contiguous(memory_format=torch.channels_last)
+        assert np.array_equal(faces.permute(0, 2, 3, 1).numpy(), packed.images[rows])
 
 
 def test_a_kill_between_array_and_index_leaves_nothing_that_looks_packed(tmp_path, monkeypatch):

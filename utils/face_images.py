@@ -1,12 +1,14 @@
 """Face images on disk: folders of identity folders, and the packed array that training reads."""
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -17,6 +19,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SIZE = 112  # px, height and width of an aligned face
 READERS = 8  # threads that decode images; decoding releases the interpreter
 BLOCK = 1024  # images decoded ahead of the writing, at the most
+BATCHES_AHEAD = 4  # batches read before they are asked for
 
 
 def identity_folders(root: Path | str) -> dict[str, list[Path]]:
@@ -40,10 +43,16 @@ def identity_folders(root: Path | str) -> dict[str, list[Path]]:
     return folders
 
 
-def select(folders: Mapping[str, Sequence[Path]], identities: int, images_per_identity: int) -> dict[str, list[Path]]:
-    """The first so many identities and the first so many images of each, in file-name order; 0: all."""
-    return {identity: list(folders[identity][:images_per_identity or None])
-            for identity in list(folders)[:identities or None]}
+def select(folders: Mapping[str, Sequence[Path]], identities: int, images_per_identity: int, minimum_images: int = 1,
+           leave_out: Collection[str] = ()) -> dict[str, list[Path]]:
+    """The first so many identities and the first so many images of each, in file-name order; 0: all.
+
+    Identities in `leave_out` and those with fewer than `minimum_images` images do not count.
+    """
+    eligible = {identity: paths for identity, paths in folders.items()
+                if identity not in leave_out and len(paths) >= minimum_images}
+    return {identity: list(eligible[identity][:images_per_identity or None])
+            for identity in list(eligible)[:identities or None]}
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -108,17 +117,24 @@ def pack(folders: Mapping[str, Sequence[Path]], file: Path) -> PackedFaces:
 
 
 def load_packed(file: Path) -> PackedFaces:
-    """Raises UserError where the array or its index is absent, damaged, or not of the same number of images."""
-    mend = "delete it; it is packed again by train_fr.py"
-    index = read_npz(file.with_suffix(".index.npz"), ["labels", "identities", "paths", "listing"])
+    """Raises UserError where the array or its index is absent, damaged, or the two do not belong together."""
+    mend = "delete both; train_fr.py packs the faces again"
+    index_file = file.with_suffix(".index.npz")
+    index = read_npz(index_file, ["labels", "identities", "paths", "listing"])
+    labels, identities = index["labels"], index["identities"]
     try:
         images = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: is not a readable array ({error}); {mend}") from None
-    if images.shape != (len(index["labels"]), SIZE, SIZE, 3) or images.dtype != np.uint8:
-        raise UserError(f"{file}: holds {images.dtype} {images.shape}, not uint8 of {len(index['labels'])} faces; "
-                        f"{mend}")
-    return PackedFaces(images, index["labels"], index["identities"], index["paths"], index["listing"].item())
+    if images.shape != (len(labels), SIZE, SIZE, 3) or images.dtype != np.uint8:
+        raise UserError(f"{file}: holds {images.dtype} {images.shape}, not uint8 of {len(labels)} faces; {mend}")
+    if labels.min() < 0 or labels.max() >= len(identities):
+        raise UserError(f"{index_file}: has labels {labels.min()} to {labels.max()}, but {len(identities)} identities, "
+                        f"numbered from 0; {mend}")
+    empty = np.flatnonzero(np.bincount(labels, minlength=len(identities)) == 0)
+    if empty.size:
+        raise UserError(f"{index_file}: has no image of identity {identities[empty[0]]}; {mend}")
+    return PackedFaces(images, labels, identities, index["paths"], index["listing"].item())
 
 
 def _read_face(path: Path) -> np.ndarray:
@@ -136,3 +152,42 @@ def _listing(folders: Mapping[str, Sequence[Path]]) -> str:
             status = path.stat()
             digest.update(f"{identity}/{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
+
+
+class FaceReader:
+    """Batches of packed faces on a device: from its own memory where all faces fit there, else read ahead by threads.
+
+    Args:
+        images: [N, 112, 112, 3] uint8, memory-mapped.
+        device: a GPU keeps all faces if they take at most half of its free memory.
+    """
+
+    def __init__(self, images: np.ndarray, device: torch.device) -> None:
+        self.images, self.device, self.resident = images, device, None
+        if device.type == "cuda" and images.nbytes <= torch.cuda.mem_get_info(device)[0] / 2:
+            self.resident = torch.empty(images.shape, dtype=torch.uint8, device=device)
+            for start in range(0, len(images), BLOCK):
+                self.resident[start:start + BLOCK] = torch.from_numpy(images[start:start + BLOCK].copy())
+
+    def batches(self, order: Iterable[np.ndarray]) -> Iterator[torch.Tensor]:
+        """For each [B] row numbers of `order` their faces: [B, 3, 112, 112] uint8, channels last."""
+        if self.resident is not None:
+            for rows in order:
+                rows_on_device = torch.from_numpy(rows).pin_memory().to(self.device, non_blocking=True)
+                yield self.resident[rows_on_device].permute(0, 3, 1, 2)
+            return
+        waiting = deque()
+        with ThreadPoolExecutor(READERS) as pool:
+            for rows in order:
+                waiting.append(pool.submit(self._read, rows))
+                if len(waiting) > BATCHES_AHEAD:
+                    yield self._to_device(waiting.popleft().result())
+            while waiting:
+                yield self._to_device(waiting.popleft().result())
+
+    def _read(self, rows: np.ndarray) -> torch.Tensor:
+        faces = torch.from_numpy(np.take(self.images, rows, axis=0))
+        return faces.pin_memory() if self.device.type == "cuda" else faces
+
+    def _to_device(self, faces: torch.Tensor) -> torch.Tensor:
+        return faces.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
