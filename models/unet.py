@@ -270,8 +270,9 @@ class ConditionalUNet(nn.Module):
         Args:
             x: x_t, [B, C, H, W], H and W divisible by 2 at each change of resolution.
             t: timesteps, [B].
-            context: [B, D]; or its `context_tokens` [B, tokens, K], computed once for all timesteps; or None. Given
-                [n B, ...] (first one context of every x, then the next), what no context reaches is computed once.
+            context: [B, D]; or its `context_tokens` [B, tokens, K], computed once for all timesteps; or None. Given n
+                contexts for each x, as [n B, ...] (all first ones, then all second ones), what no context reaches is
+                computed once: guidance takes `eps_pos, eps_neg = unet(x, t, tokens_pos_neg).chunk(2)`.
         Returns:
             eps, [B, C, H, W], or [n B, C, H, W] in the contexts' order.
         """
@@ -294,16 +295,6 @@ class ConditionalUNet(nn.Module):
                 x = torch.cat([x, repeat_to(skips.pop(), len(x))], dim=1)
             x = module(x, time, context)
         return self.final(F.silu(self.norm(x)))
-
-    def guided(self, x: Tensor, t: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
-        """Both passes of negative guidance in one: (eps(x_t, t, c_pos), eps(x_t, t, c_neg)), each [B, C, H, W].
-
-        Args:
-            x, t: as in `forward`.
-            positive, negative: contexts [B, D], or better their `context_tokens` [B, tokens, K].
-        """
-        eps_pos, eps_neg = self(x, t, torch.cat([positive, negative])).chunk(2)
-        return eps_pos, eps_neg
 
 
 def require(key: str, value: object, supported: object, mend: str) -> None:

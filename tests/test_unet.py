@@ -55,7 +55,7 @@ def test_precomputed_context_tokens(unet, io):
 
 
 @pytest.mark.parametrize("is_attention", [[False, True], [True, True], [False, False]])
-def test_guided_is_two_calls_in_one(io, is_attention):
+def test_both_passes_in_one_call_are_two_calls(io, is_attention):
     """Wherever the first attention block lies: on the way down, at the very start, or only in the middle."""
     torch.manual_seed(0)
     network = ConditionalUNet(**SMALL | {"is_attention": is_attention}).eval().requires_grad_(False)
@@ -63,19 +63,19 @@ def test_guided_is_two_calls_in_one(io, is_attention):
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.2)
     x, t, both = io["x"], io["t"], (io["context"], io["negative_context"])
-    together = network.guided(x, t, *(network.context_tokens(context) for context in both))
+    together = network(x, t, network.context_tokens(torch.cat(both))).chunk(2)
     for eps, context in zip(together, both, strict=True):
         alone = network(x, t, context)
         assert (eps - alone).abs().max() < 1e-5 * alone.abs().max()
     assert (together[0] - together[1]).abs().max() > 1e-3
 
 
-def test_guided_computes_the_part_without_context_once(unet, io):
+def test_both_passes_share_what_no_context_reaches(unet, io):
     batches = []
     hooks = [module.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
              for module in (unet.image_proj, unet.down[0].res.conv1, unet.down[2].res.conv1,
                             unet.down[2].attn.self_attention.to_q, unet.down[2].attn.cross_attention.to_q)]
-    unet.guided(io["x"], io["t"], io["context"], io["negative_context"])
+    unet(io["x"], io["t"], torch.cat([io["context"], io["negative_context"]]))
     for hook in hooks:
         hook.remove()
     assert batches == [3, 3, 3, 3, 6]
