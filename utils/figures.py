@@ -1,0 +1,34 @@
+"""Pictures that scripts leave beside their results."""
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from matplotlib.figure import Figure
+
+from utils.runs import write_bytes
+
+
+def contact_sheet(rows: Sequence[Sequence[Path]], file: Path, cell: int = 96) -> None:
+    """Write image files as one PNG, a row for each sequence (an identity), each image `cell` x `cell` px.
+
+    A file that cannot be read leaves its cell grey.
+    """
+    columns = max(len(row) for row in rows)
+    sheet = np.full((len(rows) * cell, columns * cell, 3), 128, np.uint8)
+    for i, row in enumerate(rows):
+        for j, image_file in enumerate(row):
+            image = cv2.imread(str(image_file), cv2.IMREAD_COLOR)
+            if image is not None:
+                larger = cell > image.shape[0]
+                image = cv2.resize(image, (cell, cell), interpolation=cv2.INTER_CUBIC if larger else cv2.INTER_AREA)
+                sheet[i * cell : (i + 1) * cell, j * cell : (j + 1) * cell] = image
+    write_bytes(file, cv2.imencode(".png", sheet)[1].tobytes())
+
+
+def save_figure(figure: Figure, file: Path) -> None:
+    """Write a matplotlib figure as PNG; it is never shown, so that scripts run without a screen."""
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=150)
+    write_bytes(file, image.getvalue())
