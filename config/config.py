@@ -108,13 +108,15 @@ class Align:
     template: str = setting("arcface_shifted", "arcface: the benchmarks'; arcface_shifted: 8 px further left, "
                             "as in the paper's training crops", choices=("arcface", "arcface_shifted"),
                             paper="arcface_shifted")
-    minimum_face: int = setting(60, "smallest face, by its longer side, in an image of 128 px; it scales with the image",
-                                unit="px of 128", minimum=1, maximum=128, paper="60")
+    minimum_face: int = setting(60, "smallest face to look for, by its longer side, in an image whose shorter side is "
+                                "128 px; it scales with the image", unit="px of 128", minimum=1, maximum=127, paper="60")
     batch_size: int = setting(64, "images detected together", minimum=1)
-    processes: int = setting(0, "worker processes on a CPU; 0: one a core", minimum=0)
+    processes: int = setting(0, "worker processes of each rank, each with its detector; 0: one a core (a GPU: 4 at most)",
+                             minimum=0)
     keep_identities: int = setting(0, "keep the first so many identities with enough faces; 0: all", minimum=0,
                                    paper="10000")
-    keep_images: int = setting(4, "faces that an identity must have to be kept", minimum=1, paper="50")
+    keep_images: int = setting(4, "faces that an identity must have to be kept; its first so many are kept", minimum=1,
+                               paper="50")
 
 
 @dataclass(frozen=True)

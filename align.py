@@ -1,0 +1,188 @@
+"""Stage 4: find the face in every image and bring its five landmarks onto the recognisers' template, 112 x 112.
+
+Reads   <run>/samples/<identity>/<image>, or any folder of identity folders: align.images
+Writes  <run>/aligned/<identity>/<image>.png  112 x 112 RGB
+        <run>/aligned/failures.csv            identity, image, reason: no face, impossible landmarks, unreadable
+        <run>/aligned/kept.csv                identity, image: the first align.keep_images faces of the first
+                                              align.keep_identities identities that have so many
+        <run>/aligned/align.json              settings and versions
+
+    python align.py
+    python align.py align.images=data/lfw-deepfunneled align.template=arcface paths.run=lfw align.keep_images=1
+    torchrun --nproc_per_node=8 align.py --preset paper_casia
+
+Running the same command again continues: aligned images stay as they are, and failed ones are not tried again unless
+failures.csv is deleted.
+"""
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from config.load import load_config
+from utils import distributed, runs
+from utils.alignment import (
+    TEMPLATES,
+    Face,
+    FaceDetector,
+    LandmarkError,
+    choose_landmarks,
+    keep,
+    merge_failures,
+    read_failures,
+    warp,
+    write_failures,
+    write_kept,
+)
+from utils.errors import UserError, run_script
+from utils.face_images import identity_folders, read_image
+from utils.image_writer import ImageWriter, is_complete_png
+
+GPU_PROCESSES = 4  # at most by default: each holds a CUDA context of its own
+SAVE_SECONDS = 10  # between two writings of the failures
+
+
+def main() -> None:
+    config = load_config(__doc__)
+    ranks = distributed.setup(config.device)
+    settings, aligned = config.align, runs.aligned_folder(config)
+    folders = identity_folders(settings.images or runs.samples_folder(config))
+    outputs = output_files(folders, aligned)
+
+    # the run's record: a folder begun with other settings is refused
+    if ranks.is_main:
+        decides = {f"align.{name}": getattr(settings, name) for name in ("images", "template", "minimum_face")}
+        runs.claim_run(aligned / "align.json", decides, {"config": asdict(config)})
+        merge_failures(aligned)
+    ranks.barrier()
+
+    # what is left to do; an image is always detected among the same neighbours, so that its face is the same to the
+    # last bit whatever was done before
+    images, size = list(outputs), settings.batch_size
+    batches = ranks.shard([images[start : start + size] for start in range(0, len(images), size)])
+    failed = read_failures(aligned / "failures.csv")
+    mine = [image for batch in batches for image in batch]
+    left = {image for image in tqdm(mine, "look at what is done", disable=not ranks.is_main, leave=False)
+            if image_key(image) not in failed and not is_complete_png(outputs[image])}
+    ranks.print(f"{aligned}: {len(left)} of this process's {len(mine)} images are left to align")
+    batches = [batch for batch in batches if not left.isdisjoint(batch)]
+
+    # align: worker processes read, detect and warp; this one writes
+    work = AlignedBatches(batches, TEMPLATES[settings.template], settings.minimum_face / 128, ranks.device)
+    failed, saved = {}, time.monotonic()
+    progress = tqdm(total=sum(map(len, batches)), unit="image", disable=not ranks.is_main, desc="align")
+    with ImageWriter() as writer, progress:
+        for batch, results in zip(batches, in_processes(work, settings.processes, ranks.device), strict=True):
+            for image, result in zip(batch, results, strict=True):
+                if image in left and isinstance(result, str):
+                    failed[image_key(image)] = result
+                elif image in left:
+                    writer.write(outputs[image], result)
+            if time.monotonic() - saved > SAVE_SECONDS:
+                write_failures(aligned, failed, ranks.rank)
+                saved = time.monotonic()
+            progress.update(len(batch))
+            progress.set_postfix(failed=len(failed))
+    write_failures(aligned, failed, ranks.rank)
+    ranks.barrier()
+
+    # the selection, and what came out
+    if ranks.is_main:
+        failed = merge_failures(aligned)
+        faces = {identity: [outputs[image] for image in images if image_key(image) not in failed]
+                 for identity, images in folders.items()}
+        kept = keep(faces, settings.keep_identities, settings.keep_images)
+        write_kept(aligned, kept)
+        print(closing_line(aligned, faces, len(outputs), kept, settings.keep_images))
+    ranks.close()
+
+
+class AlignedBatches(Dataset):
+    """Batches of images, aligned where they are asked for.
+
+    Item i is, for each image of batch i, its face [112, 112, 3] uint8 RGB, or the reason why there is none.
+    """
+
+    def __init__(self, batches: Sequence[Sequence[Path]], template: np.ndarray, minimum_face: float,
+                 device: torch.device) -> None:
+        self.batches, self.template, self.minimum_face, self.device = batches, template, minimum_face, device
+
+    @cached_property
+    def detector(self) -> FaceDetector:
+        return FaceDetector(self.minimum_face, self.device)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> list[np.ndarray | str]:
+        images = [read_or_reason(path) for path in self.batches[number]]
+        faces = iter(self.detector([image for image in images if not isinstance(image, str)]))
+        return [image if isinstance(image, str) else self.align(image, next(faces)) for image in images]
+
+    def align(self, image: np.ndarray, faces: Sequence[Face]) -> np.ndarray | str:
+        try:
+            return warp(image, choose_landmarks(faces, *image.shape[:2]), self.template)
+        except LandmarkError as error:
+            return str(error)
+
+
+def read_or_reason(image: Path) -> np.ndarray | str:
+    """[H, W, 3] uint8 RGB, or why the file cannot be read."""
+    try:
+        return read_image(image)
+    except UserError as error:
+        return str(error).removeprefix(f"{image}: ")  # failures.csv names the image already
+
+
+def in_processes(work: AlignedBatches, processes: int, device: torch.device) -> DataLoader:
+    """The items of `work` in order, made by worker processes; by this one where one is enough."""
+    if processes == 0:
+        cores = torch.get_num_threads()  # those of this rank: torchrun shares them out
+        processes = min(cores, GPU_PROCESSES) if device.type == "cuda" else cores
+    workers = min(processes, len(work))
+    return DataLoader(
+        work, batch_size=None, num_workers=workers if workers > 1 else 0, worker_init_fn=one_thread,
+        multiprocessing_context="spawn" if workers > 1 and device.type == "cuda" else None,  # CUDA does not survive a fork
+        collate_fn=list)  # as they are: tensors would each take a file descriptor
+
+
+def one_thread(worker: int) -> None:
+    cv2.setNumThreads(1)  # torch's worker processes have one thread already
+
+
+def image_key(image: Path) -> tuple[str, str]:
+    """How failures.csv names an image: identity and file name."""
+    return image.parent.name, image.name
+
+
+def output_files(folders: Mapping[str, Sequence[Path]], aligned: Path) -> dict[Path, Path]:
+    """Each image's aligned face. Raises UserError where two images would be one face."""
+    outputs = {}
+    for identity, images in folders.items():
+        sources = {}
+        for image in images:
+            other = sources.setdefault(image.stem, image)
+            if other is not image:
+                raise UserError(f"{image}: would be aligned to the same file as {other.name}; rename one of them")
+            outputs[image] = aligned / identity / f"{image.stem}.png"
+    return outputs
+
+
+def closing_line(aligned: Path, faces: Mapping[str, Sequence[Path]], images: int, kept: Mapping[str, Sequence[Path]],
+                 keep_images: int) -> str:
+    found = sum(map(len, faces.values()))
+    enough = sum(len(files) >= keep_images for files in faces.values())
+    return (f"{aligned}: {found} of {images} faces aligned ({found / images:.2%}), {images - found} failed, see "
+            f"failures.csv; {enough} of {len(faces)} identities have {keep_images} or more faces, {len(kept)} of them are "
+            "kept, see kept.csv")
+
+
+if __name__ == "__main__":
+    run_script(main)
