@@ -19,15 +19,15 @@ def measure(strategy: str, number: int) -> None:
     start, cpu = time.perf_counter(), time.process_time()
     _, similarity = negatives.select(points, strategy)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
     print(f"| {strategy} | {number:,} | {seconds:.1f} | {cpu:.1f} | {peak:.2f} | {similarity.mean():.4f} |", flush=True)
 
 
 def main() -> None:
     number = int(sys.argv[1]) if len(sys.argv) > 1 else NUMBER
-    print(f"{DIMENSION} wide, {os.cpu_count()} cores\n"
-          "| strategy | contexts | seconds | CPU seconds | peak memory of the process, GiB | mean similarity |\n|---|---|---|---|---|---|",
-          flush=True)
+    print(f"{DIMENSION} wide, {os.cpu_count()} cores")
+    print("| strategy | contexts | seconds | CPU seconds | peak memory of the process, GiB | mean similarity |")
+    print("|---|---|---|---|---|---|", flush=True)
     for strategy in ("close", "mid", "far", "rand", "null"):
         # The peak is a process's own: one strategy must not hide behind another's.
         subprocess.run([sys.executable, "-c", f"from benchmarks.negatives import measure; "
