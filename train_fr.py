@@ -1,6 +1,6 @@
 """Stage 6: train a recogniser on aligned faces, steered by people set apart from the training, never by a benchmark.
 
-Reads   <run>/aligned/<identity>/<image> (stage 4), or the folder fr.images; fr.keep_list
+Reads   the faces kept in <run>/aligned/ (stage 4), or the folder of identity folders fr.images
 Writes  <run>/fr/<name>/: backbone.safetensors and <step>backbone.pth (best on the held-out people), log.csv,
         curves.png, held_out.json, run.json, state.pt to continue from; with fr.is_original_train also
         probabilities.npy, dynunc_scores.npz and keep_<fraction>.txt
@@ -24,6 +24,7 @@ from tqdm import tqdm
 from config.load import load_config
 from models import backbones, margin_heads
 from utils import distributed, face_images, runs, training
+from utils.alignment import read_kept
 from utils.augmentation import augment, normalise
 from utils.errors import UserError, run_script
 
@@ -48,8 +49,8 @@ def main() -> None:
 
     # the images: packed once, then chosen by row
     leave_out = training.read_lines(fr.leave_out, "fr.leave_out", "give one name a line") if fr.leave_out else ()
-    chosen = face_images.select(face_images.identity_folders(fr.images or runs.aligned_folder(config)), fr.identities,
-                                fr.images_per_identity, fr.minimum_images, leave_out)
+    faces = face_images.identity_folders(fr.images) if fr.images else read_kept(runs.aligned_folder(config))
+    chosen = face_images.select(faces, fr.identities, fr.images_per_identity, fr.minimum_images, leave_out)
     packed_file = folder.parent / f"faces-{fr.identities or 'all'}x{fr.images_per_identity or 'all'}.npy"
     if ranks.is_main:
         face_images.pack(chosen, packed_file)

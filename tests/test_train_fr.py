@@ -1,6 +1,7 @@
 """The training script end to end, on made-up faces and a network of some thousand parameters (tests.tiny_training)."""
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import train_fr
 from models import backbones
 from tests.tiny_training import TinyNet
 from utils import runs, training
+from utils.alignment import write_kept
 from utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -252,6 +254,14 @@ def test_what_cannot_be_is_refused_in_one_line(train, faces, tmp_path):
     refused("learning_rate = 3.0, now it is 2.0", learning_rate=2.0)
     (folder / "state.pt").write_bytes((folder / "state.pt").read_bytes()[:1000])
     refused("state.pt: is damaged", epochs=2)
+
+
+def test_the_faces_that_stage_4_kept_are_trained_on(train, faces, tmp_path, capsys):
+    aligned = tmp_path / "run" / "aligned"
+    shutil.copytree(faces, aligned)
+    write_kept(aligned, {f"person{i}": [aligned / f"person{i}" / f"{k}.png" for k in range(2)] for i in range(1, 7)})
+    train(tmp_path, images="", batch_size=3, epochs=1, held_out_identities=2)
+    assert "trained on 8 images of 4 people" in capsys.readouterr().out
 
 
 def test_an_image_that_cannot_be_read_is_named_before_anything_is_trained(train, tmp_path):

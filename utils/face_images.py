@@ -55,6 +55,16 @@ def select(folders: Mapping[str, Sequence[Path]], identities: int, images_per_id
             for identity in list(eligible)[:identities or None]}
 
 
+def listing(folders: Mapping[str, Sequence[Path]]) -> str:
+    """SHA-256 over the images' identities, names, sizes and times of change, hex: another listing, other images."""
+    digest = hashlib.sha256()
+    for identity, paths in folders.items():
+        for path in paths:
+            status = path.stat()
+            digest.update(f"{identity}/{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
 def read_image(path: Path) -> np.ndarray:
     """[H, W, 3] uint8 RGB. Raises UserError where the file is not a whole image."""
     try:
@@ -76,7 +86,7 @@ class PackedFaces:
         labels: [N] int64, the identity of each image as its place in `identities`.
         identities: [C] names.
         paths: [N] `<identity>/<image>`.
-        listing: digest of the images' paths, sizes and times of change: another listing, other images.
+        listing: what `listing` says of the images that were packed.
     """
 
     images: np.ndarray
@@ -95,9 +105,9 @@ def pack(folders: Mapping[str, Sequence[Path]], file: Path) -> PackedFaces:
     Raises:
         UserError: an image cannot be read or is not 112 x 112.
     """
-    listing = _listing(folders)
+    digest = listing(folders)
     index_file = file.with_suffix(".index.npz")
-    if file.is_file() and index_file.is_file() and (packed := load_packed(file)).listing == listing:
+    if file.is_file() and index_file.is_file() and (packed := load_packed(file)).listing == digest:
         return packed
     images = [path for paths in folders.values() for path in paths]
     # Without its index an array is not packed: a kill from here on leaves no array with another's index.
@@ -111,7 +121,7 @@ def pack(folders: Mapping[str, Sequence[Path]], file: Path) -> PackedFaces:
                     array.write(image.tobytes())
                     bar.update()
     write_npz(index_file, labels=np.repeat(np.arange(len(folders)), [len(paths) for paths in folders.values()]),
-              identities=np.array(list(folders)), listing=np.array(listing),
+              identities=np.array(list(folders)), listing=np.array(digest),
               paths=np.array([f"{identity}/{path.name}" for identity, paths in folders.items() for path in paths]))
     return load_packed(file)
 
@@ -143,15 +153,6 @@ def _read_face(path: Path) -> np.ndarray:
         raise UserError(f"{path}: is {image.shape[1]} x {image.shape[0]}, not {SIZE} x {SIZE}; run align.py and give "
                         "the folder it writes")
     return image
-
-
-def _listing(folders: Mapping[str, Sequence[Path]]) -> str:
-    digest = hashlib.sha256()
-    for identity, paths in folders.items():
-        for path in paths:
-            status = path.stat()
-            digest.update(f"{identity}/{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
 
 
 class FaceReader:
