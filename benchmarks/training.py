@@ -1,0 +1,107 @@
+"""Speed of training the recogniser, from packed faces to the optimiser's step, and of its loader alone.
+
+    python -m benchmarks.training [--backbone iresnet50] [--batch 512] [--steps 50] [--device auto]
+
+Random faces and weights: the speed does not depend on them. Each row is what train_fr.py does on one device, with
+CosFace over 10,000 identities and flip + RandAugment.
+"""
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.sampling import matrix_rate, peak_memory, reset_peak
+from models import backbones
+from models.margin_heads import CosFace
+from utils import distributed
+from utils.augmentation import augment, normalise
+from utils.face_images import SIZE, FaceReader
+from utils.training import Trainer
+
+IDENTITIES, EMBEDDING = 10_000, 512
+WARM_UP = 5  # steps that are not timed: compilation, choice of kernels
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="iresnet50", choices=tuple(backbones.IRESNET_BLOCKS))
+    parser.add_argument("--batch", type=int, default=512, help="images a step")
+    parser.add_argument("--steps", type=int, default=50, help="timed steps")
+    parser.add_argument("--images", type=int, default=20_000, help="packed faces")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    arguments = parser.parse_args()
+    ranks = distributed.setup(arguments.device)
+    device, batch = ranks.device, arguments.batch
+
+    flop = count_flop(getattr(backbones, arguments.backbone)(EMBEDDING))
+    rates = {bf16: matrix_rate(torch.bfloat16 if bf16 else torch.float32, device) for bf16 in (False, True)}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}; "
+          f"{arguments.backbone}, {flop / 1e9:.1f} GFLOP an image forward and backward, "
+          f"batch {batch}; matrix rate fp32 {rates[False] / 1e12:.3g}, bf16 {rates[True] / 1e12:.3g} TFLOP/s")
+
+    with tempfile.TemporaryDirectory() as folder:
+        reader = FaceReader(pack_random(Path(folder) / "faces.npy", arguments.images), device)
+        labels = torch.randint(IDENTITIES, (arguments.images,), device=device)
+
+        def batches(kind: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            order = np.random.default_rng(0).integers(0, arguments.images, (WARM_UP + arguments.steps, batch))
+            for rows, faces in zip(order, reader.batches(order), strict=True):
+                numbers = torch.from_numpy(rows)
+                yield normalise(augment(faces, numbers, 0, 0, kind)), labels[numbers.to(device, non_blocking=True)]
+
+        print("| | images/s | of the matrix rate | peak memory, GB |\n|---|---|---|---|")
+        where = "the device's memory" if reader.resident is not None else "disk"
+        for kind in ("none", "flip", "randaugment"):
+            rate, peak = measure(batches(kind), lambda faces, labels: None, device)
+            print(f"| loader alone, from {where}, augmentation {kind} | {rate:,.0f} | | {peak / 1e9:.1f} |")
+        for name, bf16, compiled in (("fp32", False, False), ("bf16", True, False), ("bf16, compiled", True, True)):
+            backbone, head = getattr(backbones, arguments.backbone)(EMBEDDING, 0.4), CosFace(EMBEDDING, IDENTITIES)
+            trainer = Trainer(backbone, head, ranks, learning_rate=0.1, momentum=0.9, weight_decay=5e-4,
+                              gradient_clip=5.0, bf16=bf16, compiled=compiled)
+            trainer.train()
+            rate, peak = measure(batches("randaugment"), lambda *batch: trainer.step(*batch, False), device)
+            share = rate * flop / rates[bf16]
+            print(f"| training, {name} | {rate:,.0f} | {share:.0%} | {peak / 1e9:.1f} |", flush=True)
+
+
+def pack_random(file: Path, images: int) -> np.ndarray:
+    """A packed array of random faces, read back as a memory map."""
+    faces = np.random.default_rng(0).integers(0, 256, (images, SIZE, SIZE, 3), dtype=np.uint8)
+    np.save(file, faces)
+    return np.load(file, mmap_mode="r")
+
+
+def count_flop(backbone: torch.nn.Module) -> float:
+    """Floating point operations of one image's forward and backward pass."""
+    with FlopCounterMode(display=False) as counter:
+        backbone(torch.zeros(2, 3, SIZE, SIZE)).sum().backward()  # two, because batch norm needs more than one
+    return counter.get_total_flops() / 2
+
+
+def measure(batches: Iterator[tuple], step: Callable, device: torch.device) -> tuple[float, float]:
+    """Images per second after the warm-up, and the peak memory in bytes."""
+    reset_peak(device)
+    seen = 0
+    for number, (faces, labels) in enumerate(batches):
+        if number == WARM_UP:
+            synchronise(device)
+            begin = time.perf_counter()
+        step(faces, labels)
+        seen += len(faces) if number >= WARM_UP else 0
+    synchronise(device)
+    return seen / (time.perf_counter() - begin), peak_memory(device)
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+if __name__ == "__main__":
+    main()
