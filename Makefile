@@ -22,6 +22,11 @@ demo: $(VENV)/installed  ## the pipeline, end to end
 test: $(VENV)/installed  ## every test, on the CPU
 	$(RUN) -m pytest
 
+lfw: $(VENV)/installed  ## real faces: align, verify and score LFW where the preset lfw of config/config.py points
+	$(RUN) align.py --preset lfw $(ARGS)
+	$(RUN) verify_fr.py --preset lfw $(ARGS)
+	$(RUN) plot_distributions.py --preset lfw $(ARGS)
+
 bench: $(VENV)/installed  ## speed of sampling on this machine, as ratios to the published algorithm
 	$(RUN) -m benchmarks.sampling
 

@@ -8,7 +8,7 @@ Writes  <run>/aligned/<identity>/<image>.png  112 x 112 RGB
         <run>/aligned/align.json              settings and versions
 
     python align.py
-    python align.py align.images=data/lfw-deepfunneled align.template=arcface paths.run=lfw align.keep_images=1
+    python align.py align.images=data/my-photos paths.run=my-photos
     torchrun --nproc_per_node=8 align.py --preset paper_casia
 
 Running the same command again continues: aligned images stay as they are, and failed ones are not tried again unless
@@ -178,9 +178,9 @@ def output_files(folders: Mapping[str, Sequence[Path]], aligned: Path) -> dict[P
 def closing_line(aligned: Path, faces: Mapping[str, Sequence[Path]], images: int, kept: Mapping[str, Sequence[Path]],
                  keep_images: int) -> str:
     found = sum(map(len, faces.values()))
-    enough = sum(len(files) >= keep_images for files in faces.values())
+    enough = sum(len(files) >= max(keep_images, 1) for files in faces.values())
     return (f"{aligned}: {found} of {images} faces aligned ({found / images:.2%}), {images - found} failed, see "
-            f"failures.csv; {enough} of {len(faces)} identities have {keep_images} or more faces, {len(kept)} of them are "
+            f"failures.csv; {enough} of {len(faces)} identities have {max(keep_images, 1)} or more faces, {len(kept)} of them are "
             "kept, see kept.csv")
 
 

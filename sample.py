@@ -55,11 +55,14 @@ def main() -> None:
     weights_files = [published.checkpoint_file(Path(model.diffusion) / "checkpoints", model.step or None, model.ema),
                      model.first_stage_encoder, model.first_stage_decoder]
     T, betas, latent_shape = settings["T"], settings["betas"], settings["latent_shape"]
+    if latent_shape[-1] * autoencoder.factor != settings["image_size"]:
+        raise UserError(f"{model.first_stage_decoder}: enlarges latents {autoencoder.factor} times, but "
+                        f"{model.diffusion} was trained with another first stage; take both from one model")
     if sampling.steps > T:
         raise UserError(f"sampling.steps: {sampling.steps} is more than the model's T; the most is {T}")
     contexts_files.check_contexts(contexts_file, ids, contexts.numpy(), dimension=unet.context_emb.in_features)
     use_bf16 = distributed.use_bf16(sampling.precision, ranks.device)
-    unet = unet.to(ranks.device, memory_format=torch.channels_last)
+    unet = unet.to(ranks.device, torch.bfloat16 if use_bf16 else torch.float32, memory_format=torch.channels_last)
     autoencoder = autoencoder.to(ranks.device, memory_format=torch.channels_last)
     w_of_t = guidance.schedule(config.guidance.schedule, w, T, config.guidance.interval)
 
@@ -90,12 +93,13 @@ def main() -> None:
         x_0 = draw(unet, c_pos, c_neg, w_of_t,
                    lambda t: gaussian(sampling.seed, identities, numbers, t, latent_shape, ranks.device),
                    sampling.solver, sampling.steps, betas, sampling.as_published)
-        return to_uint8(autoencoder.decode(x_0))
+        # the first stage's codebook would lose digits as bfloat16 weights; under autocast it keeps them
+        with torch.autocast(ranks.device.type, torch.bfloat16, enabled=use_bf16):
+            return to_uint8(autoencoder.decode(x_0))
 
     # sample: identities mix freely in a batch; the last one is padded, so that every batch has the same shape
     progress = tqdm(total=len(todo), unit="image", disable=not ranks.is_main, desc="sample")
-    autocast = torch.autocast(ranks.device.type, torch.bfloat16, enabled=use_bf16)
-    with torch.inference_mode(), autocast, ImageWriter() as writer, progress:
+    with torch.inference_mode(), ImageWriter() as writer, progress:
         for start in range(0, len(todo), sampling.batch_size):
             batch = todo[start : start + sampling.batch_size]
             padded = [*batch, *[batch[-1]] * (sampling.batch_size - len(batch))]
@@ -122,10 +126,11 @@ def draw(unet: ConditionalUNet, c_pos: torch.Tensor, c_neg: torch.Tensor | None,
     """
     batch = len(c_pos)
     t_of = torch.arange(len(betas), device=c_pos.device)[:, None].expand(-1, batch)  # on the device before it is needed
-    tokens = unet.context_tokens(c_pos if c_neg is None else torch.cat([c_pos, c_neg]))
+    dtype = unet.image_proj.weight.dtype  # the network may compute in bfloat16; x_t and equation 3 stay float32
+    tokens = unet.context_tokens((c_pos if c_neg is None else torch.cat([c_pos, c_neg])).to(dtype))
     denoise = guidance.negative_guided(
-        lambda x_t, t: unet(x_t, t_of[t], tokens[:batch]).float(),
-        lambda x_t, t: unet(x_t, t_of[t], tokens).float().chunk(2),
+        lambda x_t, t: unet(x_t.to(dtype), t_of[t], tokens[:batch]).float(),
+        lambda x_t, t: unet(x_t.to(dtype), t_of[t], tokens).float().chunk(2),
         w if c_neg is not None else lambda t: 0)
     return sampler.sample(denoise, noise(len(betas)), solver, steps, noise, as_published, betas)
 

@@ -14,8 +14,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.unet import ConditionalUNet
-from models.random_weights import FULL_UNET
+from models.random_weights import networks
 from utils import distributed
 from utils.guidance import combine
 
@@ -32,7 +31,7 @@ def main() -> None:
     batch = arguments.batch
 
     torch.manual_seed(0)
-    unet = ConditionalUNet(**FULL_UNET).eval().to(device)
+    unet = networks("full")[0].eval().to(device)
     x_t, t = torch.randn(batch, *LATENT, device=device), torch.full((batch,), 500, device=device)
     c_pos, c_neg = (torch.nn.functional.normalize(torch.randn(batch, CONTEXT, device=device)) for _ in range(2))
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
@@ -57,10 +56,11 @@ def main() -> None:
     rows["published, fp32"] = measure(published, arguments.steps, device), torch.float32, 2
     unet, x_t = unet.to(memory_format=torch.channels_last), x_t.to(memory_format=torch.channels_last)
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            tokens = unet.context_tokens(torch.cat([c_pos, c_neg]))
-            rows[f"ours, {precision}"] = measure(ours, arguments.steps, device), dtype, 2
-            rows[f"ours, {precision}, w = 0"] = measure(baseline, arguments.steps, device), dtype, 1
+        unet, x_t = unet.to(dtype), x_t.to(dtype)
+        with torch.inference_mode():
+            tokens = unet.context_tokens(torch.cat([c_pos, c_neg]).to(dtype))
+        rows[f"ours, {precision}"] = measure(ours, arguments.steps, device), dtype, 2
+        rows[f"ours, {precision}, w = 0"] = measure(baseline, arguments.steps, device), dtype, 1
 
     print("| | ms a step | ms a step and image | images/s at 200 steps | of the matrix rate | peak memory, GB | ratio |")
     print("|---|---|---|---|---|---|---|")

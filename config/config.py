@@ -115,8 +115,8 @@ class Align:
                              minimum=0)
     keep_identities: int = setting(0, "keep the first so many identities with enough faces; 0: all", minimum=0,
                                    paper="10000")
-    keep_images: int = setting(4, "faces that an identity must have to be kept; its first so many are kept", minimum=1,
-                               paper="50")
+    keep_images: int = setting(0, "faces that an identity must have to be kept; its first so many are kept; 0: all of "
+                               "every identity", minimum=0, paper="50")
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,8 @@ class Scores:
     identities: int = setting(0, "score the first so many identities; 0: all", minimum=0, paper="1000")
     images_per_identity: int = setting(0, "score the first so many images of each; 0: all", minimum=0, paper="20")
     batch_size: int = setting(64, "faces embedded together", minimum=1)
-    bootstrap: int = setting(1000, "resamples of the identities for the 90% intervals; 0: none", minimum=0)
+    bootstrap: int = setting(1000, "resamples of the identities for the 90% intervals, of up to 1000 identities; "
+                             "0: none", minimum=0)
     overlay: tuple[str, ...] = setting((), "runs to draw over one another and to tabulate, by run folder, "
                                        "separated by commas; empty: this run alone")
 
@@ -232,8 +233,20 @@ PAPER = {
     "model.first_stage_decoder": "data/published/first_stage_decoder_state_dict.pt",
 }
 
+LFW = {  # make lfw: alignment, verification and scores of real faces
+    "paths.run": "lfw",
+    "align.images": "data/lfw/lfw-deepfunneled",
+    "align.template": "arcface",
+    "scores.recogniser": "data/mobilefacenet_casia.ckpt",
+    "verify.backbone": "data/mobilefacenet_casia.ckpt",
+    "verify.lfw_faces": "output/lfw/aligned",
+    "verify.lfw_images": "data/lfw/lfw-deepfunneled",
+    "verify.lfw_pairs": "data/lfw/pairs.txt",
+}
+
 PRESETS = {
     "demo": {},
+    "lfw": LFW,
     "paper_ffhq": PAPER | {"model.diffusion": "data/published/idiff-face-ffhq"},
     "paper_casia": PAPER | {"model.diffusion": "data/published/idiff-face-casia"},
 }

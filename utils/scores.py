@@ -180,7 +180,7 @@ def most_similar_identities(embeddings: ArrayLike, labels: Sequence[str] | np.nd
 
 def bootstrap_intervals(embeddings: ArrayLike, labels: Sequence[str] | np.ndarray, replicates: int = 1000,
                         seed: int = 0, device: torch.device | str = "cpu") -> dict[str, tuple[float, float]]:
-    """95% percentile intervals of every rate and moment of `metrics`, from resampling the identities.
+    """90% percentile intervals of every rate and moment of `metrics`, from resampling the identities.
 
     A replicate draws as many identities as there are, with replacement, each with all its images. An identity drawn
     w times gives its genuine pairs the weight w, and its impostor pairs with one drawn v times the weight w * v; copies
@@ -214,7 +214,7 @@ def bootstrap_intervals(embeddings: ArrayLike, labels: Sequence[str] | np.ndarra
                                            @ _statistics(others, label[stop:] - c - 1, len(names) - c - 1))
     rows = [_replicate_metrics(g, i) for g, i in zip(genuine.cpu().numpy(), impostor.cpu().numpy(), strict=True)
             if g[:-2].any() and i[:-2].any()]
-    return {name: tuple(np.quantile([row[name] for row in rows], (0.025, 0.975)).tolist()) for name in rows[0]}
+    return {name: tuple(np.quantile([row[name] for row in rows], (0.05, 0.95)).tolist()) for name in rows[0]}
 
 
 # ---- pieces ----------------------------------------------------------------------------------------------------------

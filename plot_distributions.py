@@ -1,0 +1,152 @@
+"""Stage 5: how alike are images of one identity, how alike those of two? Genuine and impostor score distributions.
+
+Reads   <run>/aligned/ (stage 4), a recogniser other than the one that made the contexts
+Writes  <run>/scores/<recogniser>/: embeddings.npz, histograms.npz, metrics.json, distributions.png
+        with scores.overlay: <output>/scores/<recogniser>/distributions.png and table.md, over all its runs
+
+    python plot_distributions.py scores.recogniser=data/published/ElasticCos.pth
+    python plot_distributions.py scores.recogniser=... scores.overlay=demo/baseline,demo/far
+"""
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from config.config import Config
+from config.load import load_config
+from models.published import load_backbone
+from utils import distributed, runs, scores
+from utils.alignment import read_kept
+from utils.embedding import embed
+from utils.errors import UserError, run_script
+from utils.face_images import listing, select
+from utils.figures import save_figure
+
+# NegFaceDiff (arXiv 2508.09661), its table of score distributions:
+# EER, FMR100, FMR1000, genuine mean and standard deviation, impostor mean and standard deviation, FDR.
+COLUMNS = ("eer", "fmr100", "fmr1000", "genuine_mean", "genuine_std", "impostor_mean", "impostor_std", "fdr")
+PAPER = {
+    "CASIA-WebFace, real": (.076, .092, .107, .536, .215, .003, .070, 5.541),
+    "LFW, real": (.002, .002, .002, .708, .099, .003, .070, 33.301),
+    "w = 0": (.130, .385, .607, .226, .117, .014, .070, 2.427),
+    "null": (.034, .066, .158, .377, .127, .023, .060, 6.361),
+    "close": (.043, .094, .208, .345, .129, .020, .059, 5.280),
+    "rand": (.040, .085, .194, .354, .129, .020, .059, 5.513),
+    "mid": (.041, .083, .186, .355, .130, .019, .059, 5.526),
+    "far": (.039, .078, .179, .361, .131, .019, .059, 5.687),
+}
+PLOT_BINS = 200
+BOOTSTRAP_IDENTITIES = 1000  # the paper's subset; resampling takes time with their square
+
+
+def main() -> None:
+    config = load_config(__doc__)
+    if not config.scores.recogniser:
+        raise UserError("scores.recogniser: is empty; give the weights of a recogniser, not that of the contexts")
+    folders = [Path(config.paths.output) / name for name in config.scores.overlay] or [runs.run_folder(config)]
+    device = distributed.setup(config.device).device
+
+    # score every run that has no scores yet
+    backbone = load_backbone(config.scores.recogniser)
+    results = {folder: score(folder, config, backbone, device) for folder in folders}
+
+    # one table, the paper's rows beside ours; one plot
+    target = runs.scores_folder(config) if not config.scores.overlay else \
+        Path(config.paths.output) / "scores" / Path(config.scores.recogniser).stem
+    table = markdown_table(results)
+    if config.scores.overlay:
+        runs.write_text(target / "table.md", table)
+    save_figure(plot(results), target / "distributions.png")
+    print(table)
+    for folder, (_, metrics) in results.items():
+        a, b, cosine = metrics["most_similar_identities"]
+        print(f"{folder.name}: most similar identities {a} and {b}, cosine of their means {cosine:.3f}")
+    print(f"written to {target}")
+
+
+def score(run: Path, config: Config, backbone: torch.nn.Module, device: torch.device) -> tuple[
+        scores.ScoreDistributions, dict]:
+    """The distributions and metrics of a run; those already there are read where they are of the same faces."""
+    settings, folder = config.scores, run / "scores" / Path(config.scores.recogniser).stem
+    kept = select(read_kept(run / "aligned"), settings.identities, settings.images_per_identity)
+    faces = [face for images in kept.values() for face in images]
+    labels = np.array([face.parent.name for face in faces])
+    template = runs.read_json(run / "aligned" / "align.json")["decides"]["align.template"]
+    decides = {"recogniser": runs.file_digest(config.scores.recogniser), "template": template,
+               "faces": listing(kept), "bootstrap": settings.bootstrap}
+    files = [folder / name for name in ("embeddings.npz", "histograms.npz", "metrics.json")]
+    if all(file.is_file() for file in files):
+        metrics = runs.read_json(files[2])
+        if metrics["decides"] == decides:
+            return scores.read_distributions(files[1]), metrics
+
+    embeddings = embed(backbone, faces, device, template, settings.batch_size)
+    distributions = scores.score_distributions(embeddings, labels, device)
+    metrics = scores.metrics(distributions)
+    if settings.bootstrap and scores.MIN_BOOTSTRAP_IDENTITIES <= len(kept) <= BOOTSTRAP_IDENTITIES:
+        metrics["intervals"] = scores.bootstrap_intervals(embeddings, labels, settings.bootstrap, device=device)
+    metrics |= {"identities": len(kept), "images": len(faces), "decides": decides, "config": asdict(config),
+                "most_similar_identities": scores.most_similar_identities(embeddings, labels, device),
+                "versions": runs.versions()}
+    runs.write_npz(files[0], embeddings=embeddings, paths=np.array([f"{face.parent.name}/{face.name}" for face in faces]))
+    scores.write_distributions(files[1], distributions)
+    runs.write_json(files[2], metrics)
+    return distributions, metrics
+
+
+def kind(run: Path) -> str | None:
+    """The row of the paper's table that a run corresponds to, by the run's record; None without one."""
+    record = run / "run.json"
+    if not record.is_file():
+        return "LFW, real" if run.name.startswith("lfw") else None
+    settings = runs.read_json(record)["config"]
+    strategy = settings["negatives"]["strategy"] if settings["guidance"]["w"] > 0 else "w = 0"
+    return strategy if strategy in PAPER else None
+
+
+def markdown_table(results: dict[Path, tuple[scores.ScoreDistributions, dict]]) -> str:
+    """Each run's metrics (with 90% intervals where there are any), below it the paper's row of its kind."""
+    lines = ["| images | EER | FMR100 | FMR1000 | genuine mean/std | impostor mean/std | FDR | pairs |",
+             "|---|---|---|---|---|---|---|---|"]
+    for run, (_, metrics) in results.items():
+        values = [metrics[name] for name in COLUMNS]
+        intervals = metrics.get("intervals", {})
+        lines.append(_row(run.name, values, f"{metrics['genuine_pairs']:,} + {metrics['impostor_pairs']:,}",
+                          intervals.get("eer"), intervals.get("fdr")))
+        if kind(run):
+            lines.append(_row(f"paper: {kind(run)}", PAPER[kind(run)], ""))
+    return "\n".join(lines) + "\n"
+
+
+def _row(name: str, values: Sequence[float], pairs: str, eer_interval: Sequence[float] | None = None,
+         fdr_interval: Sequence[float] | None = None) -> str:
+    eer, fmr100, fmr1000, genuine_mean, genuine_std, impostor_mean, impostor_std, fdr = values
+    eer_range = " ({:.4f} to {:.4f})".format(*eer_interval) if eer_interval else ""
+    fdr_range = " ({:.2f} to {:.2f})".format(*fdr_interval) if fdr_interval else ""
+    return (f"| {name} | {eer:.4f}{eer_range} | {fmr100:.4f} | {fmr1000:.4f} | {genuine_mean:.3f} / {genuine_std:.3f} | "
+            f"{impostor_mean:.3f} / {impostor_std:.3f} | {fdr:.3f}{fdr_range} | {pairs} |")
+
+
+def plot(results: dict[Path, tuple[scores.ScoreDistributions, dict]]) -> Figure:
+    """Genuine (filled) and impostor (lines) densities of every run, one colour each."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    edges = np.linspace(-1, 1, PLOT_BINS + 1)
+    for number, (run, (distributions, metrics)) in enumerate(results.items()):
+        for counts, style in ((distributions.genuine_counts, {"fill": True, "alpha": 0.35}),
+                              (distributions.impostor_counts, {"fill": False})):
+            coarse = counts.reshape(PLOT_BINS, -1).sum(axis=1)
+            density = coarse / coarse.sum() * PLOT_BINS / 2
+            label = f"{run.name}: FDR {metrics['fdr']:.2f}" if style["fill"] else None
+            axes.stairs(density, edges, color=f"C{number}", label=label, **style)
+    axes.set(xlabel="cosine similarity", ylabel="density", xlim=(-0.5, 1),
+             title="genuine (filled) and impostor (outlined) scores")
+    axes.legend(fontsize="small")
+    return figure
+
+
+if __name__ == "__main__":
+    run_script(main)
