@@ -25,15 +25,12 @@ def main() -> None:
     ids, contexts = identity_contexts.read(runs.contexts_file(config))
 
     # Leave finished negatives alone
-    decides = {"strategy": settings.strategy, "contexts": identity_contexts.digest(ids, contexts)}
+    chosen_by = negatives.chosen_by(settings.strategy, settings.pool, settings.seed)
+    decides = {"strategy": settings.strategy, "contexts": identity_contexts.digest(ids, contexts)} | chosen_by
     custom = None
     if settings.strategy == "custom":
         custom = negatives.read_custom(settings.custom_file, ids)
         decides["custom_file"] = runs.file_digest(settings.custom_file)
-    elif settings.strategy != "null":
-        decides["pool"] = settings.pool
-    if settings.strategy == "rand":
-        decides["seed"] = settings.seed
     file = runs.negatives_file(config)
     if identity_contexts.made_already(file, decides):
         print(f"{file}: exists, made with the same settings")
@@ -45,7 +42,7 @@ def main() -> None:
     # Save, the negatives last: where they exist, their record does
     runs.write_json(file.with_suffix(".json"), {"decides": decides, "config": asdict(config),
                                                 "versions": runs.versions()})
-    negatives.write(file, ids, index, similarity, decides["contexts"], settings.pool, settings.seed)
+    negatives.write(file, ids, index, similarity, decides["contexts"], chosen_by)
     summary = "the zero vector for all"
     if settings.strategy != "null":
         summary = "cosine to the negative: lowest {:.3f}, median {:.3f}, highest {:.3f}".format(

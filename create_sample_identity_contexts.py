@@ -104,7 +104,7 @@ def crowding_plot(crowding: np.ndarray, name: str) -> bytes:
     axes.hist(crowding, bins=100)
     axes.axvline(np.median(crowding), color="black", linestyle="--", label=f"median {np.median(crowding):.3f}")
     axes.set(title=name, xlabel="highest cosine to another identity", ylabel="identities")
-    axes.legend()
+    axes.legend(loc="upper right")
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=150)
     return image.getvalue()

@@ -45,7 +45,8 @@ def main() -> None:
     negative_index = None
     if w > 0:
         negatives_file = runs.require_file(runs.negatives_file(config), "negatives", "run create_negative_contexts.py")
-        negative_index, _ = negatives.read(negatives_file, contexts_digest, ids)
+        chosen_by = negatives.chosen_by(config.negatives.strategy, config.negatives.pool, config.negatives.seed)
+        negative_index, _ = negatives.read(negatives_file, contexts_digest, ids, chosen_by)
     contexts = torch.from_numpy(contexts)
 
     # the model

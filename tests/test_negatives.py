@@ -149,6 +149,7 @@ def test_contexts_without_a_direction_are_refused(value):
 
 # ---- custom ----------------------------------------------------------------------------------------------------------
 
+CHOSEN_BY = {"pool": 5, "seed": 0}
 IDS = ["ann", "bob", "eve, jr"]
 
 
@@ -191,14 +192,14 @@ def written(tmp_path, strategy="far"):
     digest = identity_contexts.digest(IDS, contexts)
     index, similarity = negatives.select(contexts, strategy)
     file = tmp_path / "negatives.npz"
-    negatives.write(file, IDS, index, similarity, digest, pool=0, seed=0)
+    negatives.write(file, IDS, index, similarity, digest, CHOSEN_BY)
     return file, digest, index, similarity
 
 
 @pytest.mark.parametrize("strategy", ["far", "null"])
 def test_what_is_written_is_read(tmp_path, strategy):
     file, digest, index, similarity = written(tmp_path, strategy)
-    again = negatives.read(file, digest, IDS)
+    again = negatives.read(file, digest, IDS, CHOSEN_BY)
     assert np.array_equal(again[0], index) and np.array_equal(again[1], similarity, equal_nan=True)
 
 
@@ -208,21 +209,31 @@ def test_negatives_of_other_contexts_are_refused(tmp_path):
               (IDS[:2], random_contexts(2))]
     for ids, contexts in others:
         with pytest.raises(UserError, match="negatives.npz: holds negatives of other contexts.*; delete it"):
-            negatives.read(file, identity_contexts.digest(ids, contexts), ids)
+            negatives.read(file, identity_contexts.digest(ids, contexts), ids, CHOSEN_BY)
 
 
 @pytest.mark.parametrize("index", [[1, 1, 0], [1, 3, 0], [-2, 0, 0], [1, 0]])
 def test_negatives_that_name_oneself_or_nobody_are_refused(tmp_path, index):
     file, digest, _, similarity = written(tmp_path)
-    negatives.write(file, IDS, np.array(index), similarity, digest, pool=0, seed=0)
+    negatives.write(file, IDS, np.array(index), similarity, digest, CHOSEN_BY)
     with pytest.raises(UserError, match="does not name another identity"):
-        negatives.read(file, digest, IDS)
+        negatives.read(file, digest, IDS, CHOSEN_BY)
 
 
 def test_damaged_and_missing_files_are_refused(tmp_path):
     file, digest, *_ = written(tmp_path)
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError, match="negatives.npz: is not a readable .npz"):
-        negatives.read(file, digest, IDS)
+        negatives.read(file, digest, IDS, CHOSEN_BY)
     with pytest.raises(UserError, match="create_negative_contexts.py"):
-        negatives.read(tmp_path / "none.npz", digest, IDS)
+        negatives.read(tmp_path / "none.npz", digest, IDS, CHOSEN_BY)
+
+
+def test_negatives_made_with_other_settings_are_refused(tmp_path):
+    file, digest, *_ = written(tmp_path)
+    for other, word in (({"pool": 4}, "negatives.pool = 5, now it is 4"), ({"seed": 1}, "negatives.seed = 0")):
+        with pytest.raises(UserError, match=word):
+            negatives.read(file, digest, IDS, other)
+    assert negatives.chosen_by("far", 7, 1) == {"pool": 7}
+    assert negatives.chosen_by("rand", 7, 1) == {"pool": 7, "seed": 1}
+    assert negatives.chosen_by("null", 7, 1) == negatives.chosen_by("custom", 7, 1) == {}

@@ -208,6 +208,7 @@ def test_a_folder_made_with_other_settings_is_refused(settings, reference, overr
 @pytest.mark.parametrize("override, words", [
     ("contexts.number=13", ["uniform-13x512", "create_sample_identity_contexts.py"]),
     ("negatives.strategy=mid", ["negatives-mid.npz", "create_negative_contexts.py"]),
+    ("negatives.pool=5", ["negatives-far.npz", "negatives.pool = 0", "create_negative_contexts.py"]),
     ("model.diffusion=nowhere", ["nowhere"]),
     ("model.first_stage_decoder=nowhere.pt", ["nowhere.pt"]),
     ("model.step=70000", ["70000"]),

@@ -44,7 +44,7 @@ def extract(folder: Path | str, embed: Callable[[Sequence[Path]], np.ndarray],
     Args:
         embed: N image files -> embeddings [N, D], as utils.embedding.embed gives them with read=read_face.
         per: `identity`: the normalised mean of an identity's normalised embeddings, named by the identity's folder;
-            `image`: each image's normalised embedding, named `<identity>/<image without its suffix>`.
+            `image`: each image's normalised embedding, named `<identity>--<image without its suffix>`.
     Returns:
         ids and contexts [N, D] float32, unit norm.
     Raises:
@@ -54,7 +54,7 @@ def extract(folder: Path | str, embed: Callable[[Sequence[Path]], np.ndarray],
     images = [image for images in folders.values() for image in images]
     embeddings = normalise(embed(images))
     if per == "image":
-        return [f"{image.parent.name}/{image.stem}" for image in images], embeddings
+        return [f"{image.parent.name}--{image.stem}" for image in images], embeddings
     firsts = np.cumsum([0] + [len(images) for images in folders.values()][:-1])
     return list(folders), normalise(np.add.reduceat(embeddings, firsts, axis=0, dtype=np.float64))
 
@@ -138,7 +138,7 @@ def check_contexts(file: Path | str, ids: Sequence[str], contexts: np.ndarray, d
         repeated = Counter(ids).most_common(1)[0][0]
         raise UserError(f"{file}: the id '{repeated}' occurs more than once; rename or remove the repeated ones")
     for name in ids:
-        if any(not part.strip() or part.startswith(".") for part in name.split("/")) or "\\" in name:
+        if not name.strip() or name.startswith(".") or "/" in name or "\\" in name:
             raise UserError(f"{file}: the id '{name}' cannot name a folder of images; rename it")
     off_unit = np.abs(row_norms(contexts) - 1) > UNIT_TOLERANCE
     if off_unit.any():

@@ -4,7 +4,7 @@ The strategies of NegFaceDiff (arXiv 2508.09661, section 3): by cosine similarit
 Close-Neg, Mid-Neg and Far-Neg; another identity at random; Null, the zero vector; and a choice of one's own.
 """
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -46,6 +46,7 @@ def select(contexts: np.ndarray, strategy: str, seed: int = 0, pool: int = 0,
     Raises:
         UserError: contexts that have no direction, or a pool in which an identity has no other.
     """
+    contexts = np.asarray(contexts)
     check_vectors("contexts", contexts)
     if pool == 1 or pool > len(contexts):
         raise UserError(f"negatives.pool: {pool} of {len(contexts)} contexts cannot give everyone another identity; "
@@ -145,26 +146,38 @@ def read_custom(file: Path | str, ids: Sequence[str]) -> np.ndarray:
     return index
 
 
+def chosen_by(strategy: str, pool: int, seed: int) -> dict[str, int]:
+    """Those of the settings `pool` and `seed` that a strategy's choice depends on, by name."""
+    chosen = {} if strategy in ("null", "custom") else {"pool": pool}
+    return chosen | {"seed": seed} if strategy == "rand" else chosen
+
+
 def write(file: Path | str, ids: Sequence[str], index: np.ndarray, similarity: np.ndarray, contexts_digest: str,
-          pool: int, seed: int) -> None:
-    """Write what `select` gave, with the digest of the contexts it belongs to."""
+          chosen_by: Mapping[str, int]) -> None:
+    """Write what `select` gave, with the digest of the contexts it belongs to and the settings it was `chosen_by`."""
     runs.write_npz(file, ids=np.array(ids, dtype=str), index=index.astype(np.int64),
                    similarity=similarity.astype(np.float32), contexts_digest=np.array(contexts_digest),
-                   pool=np.array(pool), seed=np.array(seed))
+                   pool=np.array(chosen_by.get("pool", 0)), seed=np.array(chosen_by.get("seed", 0)))
 
 
-def read(file: Path | str, contexts_digest: str, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def read(file: Path | str, contexts_digest: str, ids: Sequence[str],
+         chosen_by: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
     """index [N] int64 and similarity [N] float32 of a file that `write` made.
 
     Args:
         contexts_digest: utils.contexts.digest of the contexts in use.
         ids: their ids [N].
+        chosen_by: the settings in use, as in `write`.
     Raises:
-        UserError: the file is missing, damaged, or belongs to other contexts.
+        UserError: the file is missing, damaged, belongs to other contexts, or was made with other settings.
     """
     mend = "run create_negative_contexts.py with the same settings"
     runs.require_file(file, "negatives", f"{mend} first")
-    arrays = runs.read_npz(file, ("ids", "index", "similarity", "contexts_digest"))
+    arrays = runs.read_npz(file, ("ids", "index", "similarity", "contexts_digest", "pool", "seed"))
+    for name, value in chosen_by.items():
+        if int(arrays[name]) != value:
+            raise UserError(f"{file}: was made with negatives.{name} = {arrays[name]}, now it is {value}; delete it and "
+                            f"{mend}")
     index, similarity = arrays["index"], arrays["similarity"]
     if str(arrays["contexts_digest"]) != contexts_digest or arrays["ids"].tolist() != list(ids):
         raise UserError(f"{file}: holds negatives of other contexts than those in use; delete it and {mend}")
