@@ -35,7 +35,7 @@ KEEP_LIST_MEND = "run train_fr.py with fr.is_original_train=true, which writes k
 LOG_COLUMNS = ("epoch", "loss", "held_out_accuracy", "learning_rate", "images_per_second")
 # What may differ when a training is continued: it does not change the curve, or extends it.
 FREE_TO_CHANGE = ("epochs", "early_stop", "precision", "compile", "dynunc_window", "keep_fractions", "name", "images",
-                  "leave_out")
+                  "leave_out", "batch_size")
 
 
 def main() -> None:
@@ -190,8 +190,8 @@ def main() -> None:
     if ranks.is_main:
         runs.write_torch(folder / f"{progress['best_step']}backbone.pth", load_file(folder / "backbone.safetensors"))
         print(f"trained on {len(data.rows)} images of {data.num_classes} people; best of {progress['epoch']} epochs is "
-              f"{progress['best_epoch']}: accuracy {progress['best']:.4f} on {fr.held_out_identities} held-out people; "
-              f"{folder / 'backbone.safetensors'}")
+              f"{progress['best_epoch']}: accuracy {progress['best']:.4f} on "
+              f"{len(data.held_out_identities)} held-out people; {folder / 'backbone.safetensors'}")
         if fr.is_original_train:
             files = training.write_dynunc(folder, probabilities[:progress["epoch"]], packed.paths[data.rows],
                                           fr.dynunc_window, fr.keep_fractions)

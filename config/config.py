@@ -145,8 +145,9 @@ class FR:
     minimum_images: int = setting(1, "leave out identities with fewer images", minimum=1)
     leave_out: str = setting("", "file with the names of identities to leave out, one a line: those of a benchmark, say")
     keep_list: str = setting("", "train on the images of this keep-list only (a DynUnc file of an original training)")
-    held_out_identities: int = setting(10, "identities set apart to steer the schedule, early stopping and the best "
-                                       "checkpoint", minimum=2, paper="none: steered by the benchmarks")
+    held_out_identities: int = setting(0, "identities set apart to steer the schedule, early stopping and the best "
+                                       "checkpoint; 0: a tenth, at most 500", minimum=0,
+                                       paper="none: steered by the benchmarks")
     backbone: str = setting("iresnet50", "network", choices=("iresnet18", "iresnet34", "iresnet50", "iresnet100",
                                                               "mobilefacenet"), paper="iresnet50")
     head: str = setting("cosface", "margin loss", choices=("cosface", "arcface", "adaface"), paper="cosface")

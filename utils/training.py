@@ -22,6 +22,8 @@ from utils.figures import save_figure
 from utils.runs import atomic_write, require_file, write_npz, write_text
 from utils.scores import metrics, score_distributions
 
+MOST_HELD_OUT = 500  # identities; with the paper's 50 images each, 600,000 genuine pairs
+
 
 @dataclass(frozen=True)
 class TrainingSet:
@@ -43,20 +45,23 @@ class TrainingSet:
     empty_identities: list[str]
 
 
-def training_set(packed: PackedFaces, held_out: int, keep: Sequence[str] | None = None) -> TrainingSet:
+def training_set(packed: PackedFaces, held_out: int, keep: Sequence[str] | None) -> TrainingSet:
     """Set `held_out` identities apart, evenly spread over those with two images or more, and keep what `keep` names.
 
     Args:
+        held_out: 0: a tenth of the identities, 2 to MOST_HELD_OUT.
         keep: `<identity>/<image>` of the images to train on; None: all. It does not change who is held out.
     Raises:
         UserError: too few identities, or `keep` names an image that is not there.
     """
     names, count = packed.identities, len(packed.identities)
     with_pairs = np.flatnonzero(np.bincount(packed.labels, minlength=count) >= 2)
-    if held_out > len(with_pairs) or held_out > count - 2:
-        raise UserError(f"fr.held_out_identities: {held_out} of {count} identities, {len(with_pairs)} of them with two "
-                        f"images or more, leave too few; set {max(2, min(len(with_pairs), count - 2) // 10)} or give "
-                        "more images")
+    held_out = held_out or min(MOST_HELD_OUT, max(2, count // 10))
+    most = min(len(with_pairs), count - 2)
+    if not 2 <= held_out <= most:
+        raise UserError(f"fr.held_out_identities: {held_out} cannot be set apart from {count} identities, "
+                        f"{len(with_pairs)} of them with two images or more; "
+                        + (f"set 2 to {most}" if most >= 2 else "give more identities"))
     held_out_numbers = with_pairs[np.arange(held_out) * len(with_pairs) // held_out]
     is_held_out = np.isin(packed.labels, held_out_numbers)
     trained = ~is_held_out
