@@ -82,5 +82,5 @@ def use_bf16(precision: str, device: torch.device) -> bool:
         return precision == "bf16"
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    capabilities = torch.cpu.get_capabilities()
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # unknown to older torch: then fp32
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
