@@ -121,9 +121,9 @@ def _warp(images: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
     y, x = torch.meshgrid(torch.linspace((1 - height) / 2, (height - 1) / 2, height, device=images.device),
                           torch.linspace((1 - width) / 2, (width - 1) / 2, width, device=images.device), indexing="ij")
     points = torch.stack([x, y, torch.ones_like(x)], dim=-1).view(1, height * width, 3)
-    theta = theta.float().to(images.device, non_blocking=True).view(-1, 2, 3).transpose(1, 2)
-    half_size = torch.tensor([width / 2, height / 2], device=images.device)
-    grid = (points.expand(len(images), -1, -1) @ (theta / half_size)).view(-1, height, width, 2)
+    theta = theta.float().view(-1, 2, 3).transpose(1, 2) / torch.tensor([width / 2, height / 2])
+    theta = theta.to(images.device, non_blocking=True)
+    grid = (points.expand(len(images), -1, -1) @ theta).view(-1, height, width, 2)
     return F.grid_sample(images.float(), grid, mode="nearest", align_corners=False).byte()
 
 

@@ -121,6 +121,7 @@ class Trainer:
         self.device, self.bf16, self.gradient_clip = ranks.device, bf16, gradient_clip
         weights = [p for module in (self.backbone, self.head) for p in module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(weights, learning_rate, momentum, weight_decay=weight_decay)
+        torch.backends.cudnn.benchmark = True  # every batch has the same shape
         # The replicas share the weights of backbone and head, which alone are saved.
         self.backbone_replica = torch.compile(self.backbone) if compiled else self.backbone
         self.head_replica = self.head
