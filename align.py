@@ -180,8 +180,8 @@ def closing_line(aligned: Path, faces: Mapping[str, Sequence[Path]], images: int
     found = sum(map(len, faces.values()))
     enough = sum(len(files) >= max(keep_images, 1) for files in faces.values())
     return (f"{aligned}: {found} of {images} faces aligned ({found / images:.2%}), {images - found} failed, see "
-            f"failures.csv; {enough} of {len(faces)} identities have {max(keep_images, 1)} or more faces, {len(kept)} of them are "
-            "kept, see kept.csv")
+            f"failures.csv; {enough} of {len(faces)} identities have {max(keep_images, 1)} or more faces, "
+            f"{len(kept)} of them are kept, see kept.csv")
 
 
 if __name__ == "__main__":

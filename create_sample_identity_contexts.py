@@ -12,7 +12,6 @@ Writes: <output>/contexts/<name>.npz   ids [N], contexts [N, D] float32 of unit 
 """
 import io
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np

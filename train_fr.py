@@ -13,7 +13,6 @@ Running the same command again continues where the last state was saved.
 """
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import torch

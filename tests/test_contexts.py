@@ -6,7 +6,6 @@ import pytest
 from utils import contexts as identity_contexts
 from utils.errors import UserError
 
-
 # ---- drawing ---------------------------------------------------------------------------------------------------------
 
 def test_uniform_contexts_are_seeded_unit_and_spread_evenly():

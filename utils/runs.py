@@ -23,7 +23,6 @@ from safetensors.torch import save as safetensors_bytes
 from config.config import Config
 from utils.errors import UserError
 
-
 # ---- atomic writes ---------------------------------------------------------------------------------------------------
 
 @contextmanager
