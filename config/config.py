@@ -238,6 +238,7 @@ LFW = {  # make lfw: alignment, verification and scores of real faces
     "paths.run": "lfw",
     "align.images": "data/lfw/lfw-deepfunneled",
     "align.template": "arcface",
+    "align.minimum_face": 30,  # photographs have smaller faces than generated portraits
     "scores.recogniser": "data/mobilefacenet_casia.ckpt",
     "verify.backbone": "data/mobilefacenet_casia.ckpt",
     "verify.lfw_faces": "output/lfw/aligned",
