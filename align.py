@@ -17,23 +17,15 @@ failures.csv is deleted.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 
-import cv2
-import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from config.load import load_config
 from utils import distributed, runs
 from utils.alignment import (
     TEMPLATES,
-    Face,
-    FaceDetector,
-    LandmarkError,
-    choose_landmarks,
     keep,
     merge_failures,
     read_failures,
@@ -42,10 +34,10 @@ from utils.alignment import (
     write_kept,
 )
 from utils.errors import UserError, run_script
-from utils.face_images import identity_folders, read_image
+from utils.face_batches import FaceBatches, in_processes
+from utils.face_images import identity_folders
 from utils.image_writer import ImageWriter, is_complete_png
 
-GPU_PROCESSES = 4  # at most by default: each holds a CUDA context of its own
 SAVE_SECONDS = 10  # between two writings of the failures
 
 
@@ -75,7 +67,8 @@ def main() -> None:
     batches = [batch for batch in batches if not left.isdisjoint(batch)]
 
     # align: worker processes read, detect and warp; this one writes
-    work = AlignedBatches(batches, TEMPLATES[settings.template], settings.minimum_face / 128, ranks.device)
+    work = FaceBatches(batches, partial(warp, template=TEMPLATES[settings.template]), settings.minimum_face / 128,
+                       ranks.device)
     failed, saved = {}, time.monotonic()
     progress = tqdm(total=sum(map(len, batches)), unit="image", disable=not ranks.is_main, desc="align")
     with ImageWriter() as writer, progress:
@@ -102,59 +95,6 @@ def main() -> None:
         write_kept(aligned, kept)
         print(closing_line(aligned, faces, len(outputs), kept, settings.keep_images))
     ranks.close()
-
-
-class AlignedBatches(Dataset):
-    """Batches of images, aligned where they are asked for.
-
-    Item i is, for each image of batch i, its face [112, 112, 3] uint8 RGB, or the reason why there is none.
-    """
-
-    def __init__(self, batches: Sequence[Sequence[Path]], template: np.ndarray, minimum_face: float,
-                 device: torch.device) -> None:
-        self.batches, self.template, self.minimum_face, self.device = batches, template, minimum_face, device
-
-    @cached_property
-    def detector(self) -> FaceDetector:
-        return FaceDetector(self.minimum_face, self.device)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, number: int) -> list[np.ndarray | str]:
-        images = [read_or_reason(path) for path in self.batches[number]]
-        faces = iter(self.detector([image for image in images if not isinstance(image, str)]))
-        return [image if isinstance(image, str) else self.align(image, next(faces)) for image in images]
-
-    def align(self, image: np.ndarray, faces: Sequence[Face]) -> np.ndarray | str:
-        try:
-            return warp(image, choose_landmarks(faces, *image.shape[:2]), self.template)
-        except LandmarkError as error:
-            return str(error)
-
-
-def read_or_reason(image: Path) -> np.ndarray | str:
-    """[H, W, 3] uint8 RGB, or why the file cannot be read."""
-    try:
-        return read_image(image)
-    except UserError as error:
-        return str(error).removeprefix(f"{image}: ")  # failures.csv names the image already
-
-
-def in_processes(work: AlignedBatches, processes: int, device: torch.device) -> DataLoader:
-    """The items of `work` in order, made by worker processes; by this one where one is enough."""
-    if processes == 0:
-        cores = torch.get_num_threads()  # those of this rank: torchrun shares them out
-        processes = min(cores, GPU_PROCESSES) if device.type == "cuda" else cores
-    workers = min(processes, len(work))
-    return DataLoader(
-        work, batch_size=None, num_workers=workers if workers > 1 else 0, worker_init_fn=one_thread,
-        multiprocessing_context="spawn" if workers > 1 and device.type == "cuda" else None,  # CUDA does not survive a fork
-        collate_fn=list)  # as they are: tensors would each take a file descriptor
-
-
-def one_thread(worker: int) -> None:
-    cv2.setNumThreads(1)  # torch's worker processes have one thread already
 
 
 def image_key(image: Path) -> tuple[str, str]:

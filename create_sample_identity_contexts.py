@@ -1,6 +1,7 @@
 """Stage 1: the identities to sample, as contexts on the unit hypersphere of a face recogniser's embeddings.
 
-Reads:  nothing (contexts.source=uniform), a contexts file (published), or a folder of faces (extracted)
+Reads:  nothing (contexts.source=uniform), mean and covariance of real embeddings (gaussian), a contexts file
+        (published), or a folder of faces (extracted)
 Writes: <output>/contexts/<name>.npz   ids [N], contexts [N, D] float32 of unit norm
         <output>/contexts/<name>.json  the settings, versions and digests they were made with
         <output>/contexts/<name>.crowding.png  how close each identity comes to another
@@ -25,6 +26,7 @@ from utils.errors import run_script
 from utils.face_images import identity_folders
 
 RECOGNISER_MEND = "give the weights of a recogniser, or set contexts.source=uniform"
+STATISTICS_MEND = "train_diffusion.py writes such a file; or set contexts.source=uniform"
 FILE_MEND = "give the contexts file, or set contexts.source=uniform"
 
 
@@ -40,7 +42,7 @@ def main() -> None:
 
     # Draw, read or extract
     ids, contexts = make(config.contexts, config.device)
-    source = {"uniform": file, "published": config.contexts.file, "extracted": config.contexts.faces}
+    source = {"uniform": file, "gaussian": file, "published": config.contexts.file, "extracted": config.contexts.faces}
     identity_contexts.check_contexts(source[config.contexts.source], ids, contexts)
 
     # How crowded they are
@@ -63,6 +65,9 @@ def deciding_settings(settings: Contexts) -> dict[str, Any]:
     """What the contexts depend on, as it goes into their record."""
     if settings.source == "uniform":
         decides = {name: getattr(settings, name) for name in ("number", "dimension", "seed")}
+    elif settings.source == "gaussian":
+        statistics = runs.require_file(settings.statistics, "contexts.statistics", STATISTICS_MEND)
+        decides = {"number": settings.number, "seed": settings.seed, "statistics": runs.file_digest(statistics)}
     elif settings.source == "published":
         decides = {"file": runs.file_digest(runs.require_file(settings.file, "contexts.file", FILE_MEND))}
     else:
@@ -75,10 +80,13 @@ def deciding_settings(settings: Contexts) -> dict[str, Any]:
 
 def make(settings: Contexts, device: str) -> tuple[list[str], np.ndarray]:
     """ids [N] and contexts [N, D] float32, unit norm, from the configured source."""
-    if settings.source == "uniform":
+    if settings.source in ("uniform", "gaussian"):
         # Zero-padded, so that file-name order is the contexts' order.
         ids = [f"{row:06d}" for row in range(settings.number)]
-        return ids, identity_contexts.uniform(settings.number, settings.dimension, settings.seed)
+        if settings.source == "uniform":
+            return ids, identity_contexts.uniform(settings.number, settings.dimension, settings.seed)
+        statistics = runs.read_npz(settings.statistics, ("mean", "covariance"))
+        return ids, identity_contexts.gaussian(settings.number, **statistics, seed=settings.seed)
     if settings.source == "published":
         from models.published import load_contexts  # slow to import, and uniform contexts do without
         return load_contexts(settings.file)

@@ -56,7 +56,7 @@ def main() -> None:
     # one table, the paper's rows beside ours; one plot
     target = runs.scores_folder(config) if not config.scores.overlay else \
         Path(config.paths.output) / "scores" / Path(config.scores.recogniser).stem
-    table = markdown_table(results)
+    table = markdown_table(results, Path(config.scores.recogniser).stem)
     if config.scores.overlay:
         runs.write_text(target / "table.md", table)
     save_figure(plot(results), target / "distributions.png")
@@ -87,7 +87,9 @@ def score(run: Path, config: Config, backbone: torch.nn.Module, device: torch.de
     distributions = scores.score_distributions(embeddings, labels, device)
     metrics = scores.metrics(distributions)
     if settings.bootstrap and scores.MIN_BOOTSTRAP_IDENTITIES <= len(kept) <= BOOTSTRAP_IDENTITIES:
-        metrics["intervals"] = scores.bootstrap_intervals(embeddings, labels, settings.bootstrap, device=device)
+        replicates = scores.bootstrap(embeddings, labels, settings.bootstrap, device=device)
+        metrics["intervals"] = {name: scores.interval(values) for name, values in replicates.items()}
+        runs.write_npz(folder / "bootstrap.npz", identities=np.unique(labels), fdr=replicates["fdr"])
     metrics |= {"identities": len(kept), "images": len(faces), "decides": decides, "config": asdict(config),
                 "most_similar_identities": scores.most_similar_identities(embeddings, labels, device),
                 "versions": runs.versions()}
@@ -107,27 +109,47 @@ def kind(run: Path) -> str | None:
     return strategy if strategy in PAPER else None
 
 
-def markdown_table(results: dict[Path, tuple[scores.ScoreDistributions, dict]]) -> str:
-    """Each run's metrics (with 90% intervals where there are any), below it the paper's row of its kind."""
-    lines = ["| images | EER | FMR100 | FMR1000 | genuine mean/std | impostor mean/std | FDR | pairs |",
-             "|---|---|---|---|---|---|---|---|"]
+def markdown_table(results: dict[Path, tuple[scores.ScoreDistributions, dict]], recogniser: str) -> str:
+    """Each run's metrics (with 90% intervals where there are any), below it the paper's row of its kind.
+
+    The last column is the FDR divided by that of the first run.
+    """
+    lines = ["| images | EER | FMR100 | FMR1000 | genuine mean/std | impostor mean/std | FDR | pairs | FDR ratio |",
+             "|---|---|---|---|---|---|---|---|---|"]
+    first = next(iter(results))
     for run, (_, metrics) in results.items():
         values = [metrics[name] for name in COLUMNS]
         intervals = metrics.get("intervals", {})
-        lines.append(_row(run.name, values, f"{metrics['genuine_pairs']:,} + {metrics['impostor_pairs']:,}",
+        ratio = "" if run is first else f"{metrics['fdr'] / results[first][1]['fdr']:.2f}"
+        if ratio and (limits := ratio_interval(first, run, recogniser)):
+            ratio += " ({:.2f} to {:.2f})".format(*limits)
+        lines.append(_row(run.name, values, f"{metrics['genuine_pairs']:,} + {metrics['impostor_pairs']:,}", ratio,
                           intervals.get("eer"), intervals.get("fdr")))
         if kind(run):
-            lines.append(_row(f"paper: {kind(run)}", PAPER[kind(run)], ""))
+            both_known = kind(first) and run is not first
+            ratio = f"{PAPER[kind(run)][-1] / PAPER[kind(first)][-1]:.2f}" if both_known else ""
+            lines.append(_row(f"paper: {kind(run)}", PAPER[kind(run)], "", ratio))
     return "\n".join(lines) + "\n"
 
 
-def _row(name: str, values: Sequence[float], pairs: str, eer_interval: Sequence[float] | None = None,
+def ratio_interval(first: Path, run: Path, recogniser: str) -> tuple[float, float] | None:
+    """The 90% interval of the FDR of a run over that of the first one, if both are of the same identities."""
+    files = [folder / "scores" / recogniser / "bootstrap.npz" for folder in (first, run)]
+    if not all(file.is_file() for file in files):
+        return None
+    a, b = (runs.read_npz(file, ("identities", "fdr")) for file in files)
+    if not np.array_equal(a["identities"], b["identities"]) or a["fdr"].shape != b["fdr"].shape:
+        return None
+    return scores.interval(b["fdr"] / a["fdr"])
+
+
+def _row(name: str, values: Sequence[float], pairs: str, ratio: str, eer_interval: Sequence[float] | None = None,
          fdr_interval: Sequence[float] | None = None) -> str:
     eer, fmr100, fmr1000, genuine_mean, genuine_std, impostor_mean, impostor_std, fdr = values
     eer_range = " ({:.4f} to {:.4f})".format(*eer_interval) if eer_interval else ""
     fdr_range = " ({:.2f} to {:.2f})".format(*fdr_interval) if fdr_interval else ""
     return (f"| {name} | {eer:.4f}{eer_range} | {fmr100:.4f} | {fmr1000:.4f} | {genuine_mean:.3f} / {genuine_std:.3f} | "
-            f"{impostor_mean:.3f} / {impostor_std:.3f} | {fdr:.3f}{fdr_range} | {pairs} |")
+            f"{impostor_mean:.3f} / {impostor_std:.3f} | {fdr:.3f}{fdr_range} | {pairs} | {ratio} |")
 
 
 def plot(results: dict[Path, tuple[scores.ScoreDistributions, dict]]) -> Figure:

@@ -9,7 +9,6 @@ Writes  <run>/samples/<identity>/<k>.png, <run>/contact_sheet.png, <run>/run.jso
 
 Running the same command again continues: what is done stays as it is.
 """
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,11 +17,11 @@ from tqdm import tqdm
 
 from config.load import load_config
 from models import published
-from models.unet import ConditionalUNet
 from utils import contexts as contexts_files
-from utils import distributed, guidance, negatives, runs, sampler
+from utils import distributed, guidance, negatives, runs
 from utils.errors import UserError, run_script
 from utils.figures import contact_sheet
+from utils.generator import draw, to_uint8
 from utils.image_writer import ImageWriter, is_complete_png
 from utils.noise import gaussian
 
@@ -93,7 +92,7 @@ def main() -> None:
             c_neg = torch.where(index[:, None] >= 0, contexts[index.clamp(min=0)], 0.0).to(ranks.device)
         x_0 = draw(unet, c_pos, c_neg, w_of_t,
                    lambda t: gaussian(sampling.seed, identities, numbers, t, latent_shape, ranks.device),
-                   sampling.solver, sampling.steps, betas, sampling.as_published)
+                   sampling.solver, sampling.steps, betas, sampling.as_published, settings["prediction"])
         # the first stage's codebook would lose digits as bfloat16 weights; under autocast it keeps them
         with torch.autocast(ranks.device.type, torch.bfloat16, enabled=use_bf16):
             return to_uint8(autoencoder.decode(x_0))
@@ -116,29 +115,6 @@ def main() -> None:
         print(f"{sampling.identities} identities x {sampling.images_per_identity} images in {samples}; "
               f"look at {run / 'contact_sheet.png'}")
     ranks.close()
-
-
-def draw(unet: ConditionalUNet, c_pos: torch.Tensor, c_neg: torch.Tensor | None, w: Callable[[int], float],
-         noise: Callable[[int], torch.Tensor], solver: str, steps: int, betas: torch.Tensor,
-         as_published: bool = False) -> torch.Tensor:
-    """The latents x_0 [B, C, h, w] of contexts c_pos [B, D] with the negatives c_neg [B, D] (None: without).
-
-    `noise(t)` is the noise of timestep t and, at t = T, the prior x_T. Both guidance passes run as one batch.
-    """
-    batch = len(c_pos)
-    t_of = torch.arange(len(betas), device=c_pos.device)[:, None].expand(-1, batch)  # on the device before it is needed
-    dtype = unet.image_proj.weight.dtype  # the network may compute in bfloat16; x_t and equation 3 stay float32
-    tokens = unet.context_tokens((c_pos if c_neg is None else torch.cat([c_pos, c_neg])).to(dtype))
-    denoise = guidance.negative_guided(
-        lambda x_t, t: unet(x_t.to(dtype), t_of[t], tokens[:batch]).float(),
-        lambda x_t, t: unet(x_t.to(dtype), t_of[t], tokens).float().chunk(2),
-        w if c_neg is not None else lambda t: 0)
-    return sampler.sample(denoise, noise(len(betas)), solver, steps, noise, as_published, betas)
-
-
-def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """Images [B, 3, H, W] in [-1, 1], clipped, to uint8 [B, H, W, 3], 0 .. 255."""
-    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
 
 
 if __name__ == "__main__":

@@ -27,12 +27,15 @@ class Paths:
 class Contexts:
     """Stage 1: the identities, as recognition embeddings of unit length."""
 
-    source: str = setting("uniform", "uniform: drawn on the unit sphere; published: read from contexts.file; "
-                          "extracted: embeddings of the faces in contexts.faces",
-                          choices=("uniform", "published", "extracted"), paper="uniform")
-    number: int = setting(100, "contexts drawn (uniform)", minimum=2, paper="15000")
+    source: str = setting("uniform", "uniform: drawn on the unit sphere; gaussian: from the distribution of real "
+                          "embeddings in contexts.statistics; published: read from contexts.file; extracted: embeddings "
+                          "of the faces in contexts.faces",
+                          choices=("uniform", "gaussian", "published", "extracted"), paper="uniform")
+    number: int = setting(100, "contexts drawn (uniform, gaussian)", minimum=2, paper="15000")
     dimension: int = setting(512, "width of a context; the diffusion model decides it", minimum=2, paper="512")
-    seed: int = setting(0, "seed of the draw (uniform)", minimum=0, paper="unseeded")
+    seed: int = setting(0, "seed of the draw (uniform, gaussian)", minimum=0, paper="unseeded")
+    statistics: str = setting("models/demo/context_statistics.npz", "gaussian: mean and covariance of real embeddings, as "
+                              "train_diffusion.py writes them")
     file: str = setting("", "published: a contexts file (.npy of the published code, plain .npy, or .npz)")
     faces: str = setting("", "extracted: a folder of identity folders with face images")
     recogniser: str = setting("", "extracted: weights of the recogniser that embeds the faces",
@@ -194,6 +197,82 @@ class Verify:
 
 
 @dataclass(frozen=True)
+class Training:
+    """Stage 0: the faces that the autoencoder and the diffusion model are trained on."""
+
+    faces: str = setting("data/lfw/lfw-deepfunneled", "folder of identity folders, or of images, each of another person")
+    leave_out: str = setting("", "file with the names of identities to leave out, one a line: those of a benchmark, say")
+    crop: str = setting("aligned", "aligned: each face is found and cut out along its landmarks; whole: the images are "
+                        "cut-out faces already", choices=("aligned", "whole"), paper="whole (FFHQ)")
+    margin: int = setting(12, "aligned: what is shown around the recognisers' canvas", unit="px of 112", minimum=0)
+    image_size: int = setting(64, "height and width of the images", unit="px", minimum=16, paper="128")
+    recogniser: str = setting("data/mobilefacenet_casia.ckpt", "weights of the recogniser that makes the contexts",
+                              paper="ElasticFace-Arc R100")
+    held_out_identities: int = setting(0, "identities that are not trained on: checkpoints are chosen by images of the "
+                                       "first ones, the rest is for tests; 0: one in 25, 2 to 200", minimum=0)
+    precision: str = setting("auto", "fp32, bf16, or auto: bf16 where the device is fast at it",
+                             choices=("auto", "fp32", "bf16"), paper="fp16")
+    compile: bool = setting(True, "fuse the network's operations by torch.compile; the first steps take a minute or more")
+    seed: int = setting(0, "seed of weights, order and noise", minimum=0)
+    name: str = setting("", "name of the folder in <output>/training; empty: the preset's")
+
+
+@dataclass(frozen=True)
+class AutoencoderTraining:
+    """Stage 0a: the VQ first stage. The paper takes LDM's, trained for ffhq256."""
+
+    channels: tuple[int, ...] = setting((32, 64, 64), "at each resolution, each half the one before; multiples of 32",
+                                        minimum=32, paper="128, 256, 512")
+    layers: int = setting(1, "residual blocks at each resolution of the encoder; the decoder has one more", minimum=1,
+                          paper="2")
+    code_channels: int = setting(4, "channels of a latent", minimum=1, paper="3")
+    codes: int = setting(8192, "size of the codebook", minimum=2, paper="8192")
+    perceptual: float = setting(0.1, "weight of the difference of the recogniser's early features", minimum=0.0)
+    identity: float = setting(0.05, "weight of 1 - cosine of the recogniser's embeddings", minimum=0.0)
+    batch_size: int = setting(16, "images on all devices together", minimum=2)
+    learning_rate: float = setting(8e-4, "of AdamW, at its highest", minimum=0.0)
+    minutes: float = setting(15.0, "length of the training by the clock; 0: autoencoder.steps", minimum=0.0)
+    steps: int = setting(100_000, "length of the training where minutes is 0", unit="updates", minimum=1)
+
+
+@dataclass(frozen=True)
+class DiffusionTraining:
+    """Stage 0b: the identity-conditioned diffusion model (IDiff-Face, arXiv 2308.04995)."""
+
+    initial_channels: int = setting(64, "channels at the first resolution, a multiple of 32", minimum=32, paper="96")
+    channel_multipliers: tuple[int, ...] = setting((1, 3), "one per resolution, cumulative", minimum=1, paper="1,2,2,2")
+    attention: tuple[bool, ...] = setting((False, True), "one per resolution", paper="false,true,true,true")
+    blocks: int = setting(1, "residual blocks at each resolution on the way down; one more on the way up", minimum=1,
+                          paper="2")
+    context_channels: int = setting(128, "width of the projected context, a multiple of 32", minimum=32, paper="256")
+    context_dropout: float = setting(0.1, "CPD: dropout on the projected context", minimum=0.0, maximum=0.9,
+                                     paper="0.25 or 0.5")
+    null_contexts: float = setting(0.15, "part of the contexts that are the zero vector", minimum=0.0, maximum=1.0,
+                                   paper="0")
+    same_person: float = setting(0.5, "part of the contexts that are of another image of the same person, where there "
+                                 "is one", minimum=0.0, maximum=1.0, paper="0")
+    context_noise: float = setting(0.1, "standard deviation of noise on contexts, whose numbers are scaled to about 1",
+                                   minimum=0.0, paper="0")
+    latent_noise: float = setting(0.1, "standard deviation of noise on the latents", minimum=0.0, paper="0")
+    flip: bool = setting(True, "half of the images mirrored", paper="true")
+    scale_contexts: bool = setting(True, "train on contexts whose numbers are about 1, rather than of unit length; the "
+                                   "saved weights take unit contexts all the same", paper="false")
+    prediction: str = setting("v", "what the network predicts: eps, or v (arXiv 2202.00512)", choices=("eps", "v"),
+                              paper="eps")
+    identity: float = setting(0.0, "weight of 1 - cosine between the context and the recogniser's embedding of the "
+                              "predicted image, where little noise is left", minimum=0.0, paper="0")
+    start_from: str = setting("", "folder of trained weights to begin with, of the same first stage; empty: begin anew")
+    optimizer: str = setting("adamw", "adam, or adamw with weight decay 0.01", choices=("adam", "adamw"), paper="adam")
+    learning_rate: float = setting(6e-4, "at its highest", minimum=0.0, paper="1e-4")
+    schedule: str = setting("flat_cosine", "flat_cosine: warm-up, flat, cosine to zero; warm_restarts: cosines of 10,000, "
+                            "20,000, ... updates", choices=("flat_cosine", "warm_restarts"), paper="warm_restarts")
+    batch_size: int = setting(32, "images on all devices together", minimum=1, paper="512")
+    minutes: float = setting(90.0, "length of the training by the clock; 0: diffusion.steps", minimum=0.0)
+    steps: int = setting(150_000, "length of the training where minutes is 0", unit="updates", minimum=1, paper="150000")
+    validations: int = setting(5, "how often images of the validation identities are drawn and scored", minimum=1)
+
+
+@dataclass(frozen=True)
 class Config:
     device: str = setting("auto", "auto: GPUs where there are any, else the CPU", choices=("auto", "cpu", "cuda"))
     paths: Paths = Paths()
@@ -206,6 +285,9 @@ class Config:
     scores: Scores = Scores()
     fr: FR = FR()
     verify: Verify = Verify()
+    training: Training = Training()
+    autoencoder: AutoencoderTraining = AutoencoderTraining()
+    diffusion: DiffusionTraining = DiffusionTraining()
     preset: str = ""  # filled in by config/load.py
 
 
@@ -232,6 +314,30 @@ PAPER = {
     "fr.batch_size": 128,
     "model.first_stage_encoder": "data/published/first_stage_encoder_state_dict.pt",
     "model.first_stage_decoder": "data/published/first_stage_decoder_state_dict.pt",
+    "training.faces": "data/ffhq",
+    "training.crop": "whole",
+    "training.image_size": 128,
+    "training.recogniser": "data/published/295672backbone.pth",
+    "autoencoder.channels": (128, 256, 512),
+    "autoencoder.layers": 2,
+    "autoencoder.code_channels": 3,
+    "diffusion.initial_channels": 96,
+    "diffusion.channel_multipliers": (1, 2, 2, 2),
+    "diffusion.attention": (False, True, True, True),
+    "diffusion.blocks": 2,
+    "diffusion.context_channels": 256,
+    "diffusion.context_dropout": 0.25,
+    "diffusion.null_contexts": 0.0,
+    "diffusion.same_person": 0.0,
+    "diffusion.context_noise": 0.0,
+    "diffusion.latent_noise": 0.0,
+    "diffusion.scale_contexts": False,
+    "diffusion.prediction": "eps",
+    "diffusion.optimizer": "adam",
+    "diffusion.learning_rate": 1e-4,
+    "diffusion.schedule": "warm_restarts",
+    "diffusion.batch_size": 512,
+    "diffusion.minutes": 0.0,
 }
 
 LFW = {  # make lfw: alignment, verification and scores of real faces

@@ -85,7 +85,7 @@ def check_combinations(config: Config) -> None:
     if contexts.source == "extracted" and not (contexts.faces and contexts.recogniser):
         empty = "contexts.recogniser" if contexts.faces else "contexts.faces"
         raise UserError(f"{empty}: is empty, but contexts.source=extracted needs it; give it")
-    if contexts.source == "uniform":
+    if contexts.source in ("uniform", "gaussian"):
         for name in ("negatives.pool", "sampling.identities"):
             if get(config, name) > contexts.number:
                 raise UserError(f"{name}: {get(config, name)} is more than contexts.number={contexts.number}; "
@@ -134,12 +134,14 @@ def _parse(name: str, text: str, field: dataclasses.Field) -> Any:
     try:
         if typing.get_origin(kind) is tuple:
             item = typing.get_args(kind)[0]
-            return tuple(item(part.strip()) for part in text.strip("()[] ").split(",") if part.strip())
-        if kind is bool:
-            return BOOLEANS[text.lower()]
-        return kind(text)
+            return tuple(_parse_item(part.strip(), item) for part in text.strip("()[] ").split(",") if part.strip())
+        return _parse_item(text, kind)
     except (ValueError, KeyError):
         raise UserError(f"{name}: '{text}' is not {_kind(kind)}; the default is {_text(field.default)}") from None
+
+
+def _parse_item(text: str, kind: type) -> Any:
+    return BOOLEANS[text.lower()] if kind is bool else kind(text)
 
 
 def _check_value(name: str, value: Any, field: dataclasses.Field) -> None:

@@ -69,12 +69,17 @@ class IResNet(nn.Module):
                 nn.init.normal_(module.weight, 0, 0.1)
 
     def forward(self, faces: torch.Tensor, template: str = "arcface") -> torch.Tensor:
-        x = self.prelu(self.bn1(self.conv1(faces)))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.with_early_features(faces, template)[1]
+
+    def with_early_features(self, faces: torch.Tensor, template: str) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """The feature maps at a half and a quarter of the resolution, and the embeddings."""
+        half = self.layer1(self.prelu(self.bn1(self.conv1(faces))))
+        quarter = self.layer2(half)
+        x = self.layer4(self.layer3(quarter))
         x = self.dropout(self.bn2(x)).flatten(1)
         # Autocast's 16 bits would round the embedding itself; the two last layers cost next to nothing in fp32.
         with torch.autocast(x.device.type, enabled=False):
-            return self.features(self.fc(x.to(self.fc.weight.dtype)))
+            return [half, quarter], self.features(self.fc(x.to(self.fc.weight.dtype)))
 
 
 def iresnet18(num_features: int = 512, dropout: float = 0.0) -> IResNet:
@@ -158,15 +163,20 @@ class MobileFaceNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
 
     def forward(self, faces: torch.Tensor, template: str = "arcface") -> torch.Tensor:
+        return self.with_early_features(faces, template)[1]
+
+    def with_early_features(self, faces: torch.Tensor, template: str) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """The feature maps at a half and a quarter of the resolution, and the embeddings."""
         if self.width == 96:
             first = self.FIRST_COLUMN[template]
             faces = faces[..., first:first + self.width]
         # The published weights expect (x - 127.5) / 128 of grey levels x; faces come as (x - 127.5) / 127.5.
-        x = self.dw_conv1(self.conv1(faces * (127.5 / 128)))
-        x = self.linear7(self.conv2(self.blocks(x)))
+        half = self.dw_conv1(self.conv1(faces * (127.5 / 128)))
+        quarter = self.blocks[: self.BOTTLENECKS[0][2]](half)
+        x = self.linear7(self.conv2(self.blocks[self.BOTTLENECKS[0][2] :](quarter)))
         # As in IResNet, the embedding itself is not rounded to autocast's 16 bits.
         with torch.autocast(x.device.type, enabled=False):
-            return self.linear1(x.to(self.linear1.conv.weight.dtype)).flatten(1)
+            return [half, quarter], self.linear1(x.to(self.linear1.conv.weight.dtype)).flatten(1)
 
 
 # ---- from a state dict -----------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from models import backbones
 from models.autoencoder import DECODER_PREFIXES, ENCODER_PREFIXES, Autoencoder, from_published
+from models.ncnn_backbone import NcnnBackbone
 from models.state_dicts import DOWNLOAD, first_difference, read_state_dict, read_torch
 from models.unet import ConditionalUNet
 from utils import contexts as context_files
@@ -34,7 +35,8 @@ def load_diffusion(folder: Path | str, step: int | None = None,
         step: the training step of the checkpoint; None is the last.
         ema: the averaged weights (`ema_averaged_model*`), else the raw ones (`model*`).
     Returns:
-        the network and {T, betas: [T] float32, image_size: in pixels, latent_shape: (C, h, w)}.
+        the network and {T, betas: [T] float32, image_size: in pixels, latent_shape: (C, h, w), prediction: `eps` (as
+        published) or `v`}.
     Raises:
         UserError: a file is missing, damaged or would run code; there is no such step; the model is of a kind that is
             not supported; configuration and weights disagree.
@@ -49,6 +51,9 @@ def load_diffusion(folder: Path | str, step: int | None = None,
     if schedule != "linear" or not isinstance(T, int) or T < 1:
         raise config.error("diffusion", f"schedule '{schedule}' with T = {T} is not supported; use a model trained "
                            "with the linear schedule")
+    prediction = config["diffusion"].get("prediction", "eps")
+    if prediction not in ("eps", "v"):
+        raise config.error("diffusion.prediction", f"'{prediction}' is not supported; use a model that predicts eps or v")
     if config["latent_diffusion"] is not True:
         raise config.error("latent_diffusion", "models of pixels are not supported; use a model of latents")
     if not isinstance(image_size, int) or image_size < 1 or image_size % LATENT_FACTOR:
@@ -69,7 +74,8 @@ def load_diffusion(folder: Path | str, step: int | None = None,
     unet.load_state_dict({name: weights[EPS_PREFIX + name].float() for name in unet.state_dict()}, assign=True)
     latent_size = image_size // LATENT_FACTOR
     return unet.eval(), {"T": T, "betas": tables["betas"], "image_size": image_size,
-                         "latent_shape": (unet.image_proj.in_channels, latent_size, latent_size)}
+                         "latent_shape": (unet.image_proj.in_channels, latent_size, latent_size),
+                         "prediction": prediction}
 
 
 def checkpoint_file(folder: Path, step: int | None, ema: bool) -> Path:
@@ -205,6 +211,8 @@ def load_backbone(file: Path | str) -> nn.Module:
     Raises:
         UserError: the file is missing, damaged, would run code, or is of no network in models/backbones.py.
     """
+    if Path(file).suffix == ".param":  # ncnn's
+        return NcnnBackbone(require_file(file, "the recogniser", DOWNLOAD))
     try:
         return backbones.build(read_state_dict(file, "the recogniser's weights"))
     except ValueError as error:

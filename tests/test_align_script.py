@@ -98,7 +98,7 @@ def test_running_again_leaves_done_and_failed_images_alone_and_selects_anew(run,
     before = {file: file.stat().st_mtime_ns for file in aligned.glob("*/*.png")}
     assert len(before) == 6
     tried = []
-    monkeypatch.setattr(align.AlignedBatches, "__getitem__", lambda work, number: tried.append(work.batches[number]))
+    monkeypatch.setattr(align.FaceBatches, "__getitem__", lambda work, number: tried.append(work.batches[number]))
     run("align.keep_images=3", "align.keep_identities=1")
     assert not tried and {file: file.stat().st_mtime_ns for file in aligned.glob("*/*.png")} == before
     assert {name: len(files) for name, files in read_kept(aligned).items()} == {"Ann": 3}

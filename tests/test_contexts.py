@@ -159,3 +159,15 @@ def test_missing_truncated_and_pickled_files_are_refused(tmp_path):
     np.savez(file, ids=np.array(["a", {"b": 1}, "c"], dtype=object), contexts=GOOD)
     with pytest.raises(UserError, match="c.npz: is not a readable .npz"):
         identity_contexts.read(file)
+
+
+def test_gaussian_contexts_have_the_directions_of_real_ones():
+    generator = np.random.default_rng(0)
+    axes = generator.standard_normal((6, 6))
+    mean, covariance = generator.standard_normal(6) * 0.3, axes @ axes.T * 0.01
+    drawn = identity_contexts.gaussian(20_000, mean, covariance, seed=4)
+    direct = identity_contexts.normalise(generator.multivariate_normal(mean, covariance, 20_000))
+    np.testing.assert_allclose(drawn.mean(axis=0), direct.mean(axis=0), atol=0.01)
+    np.testing.assert_allclose(np.cov(drawn.T), np.cov(direct.T), atol=0.01)
+    np.testing.assert_allclose(np.linalg.norm(drawn, axis=1), 1, atol=1e-6)
+    np.testing.assert_array_equal(identity_contexts.gaussian(5, mean, covariance, seed=4), drawn[:5])

@@ -16,7 +16,7 @@ import create_negative_contexts
 import create_sample_identity_contexts
 import sample
 from models import published, random_weights
-from utils import guidance
+from utils import generator, guidance, sampler
 from utils.contexts import uniform
 from utils.errors import UserError
 from utils.noise import gaussian
@@ -95,8 +95,8 @@ def test_a_run_leaves_images_sheet_and_record(settings, reference):
 
 def test_w_0_equals_the_baseline_bit_for_bit_and_costs_one_pass(settings, reference, monkeypatch):
     calls = []
-    forward = sample.ConditionalUNet.forward
-    monkeypatch.setattr(sample.ConditionalUNet, "forward",
+    forward = published.ConditionalUNet.forward
+    monkeypatch.setattr(published.ConditionalUNet, "forward",
                         lambda self, x, t, c: calls.append((len(x), len(c))) or forward(self, x, t, c))
     run(sample, *settings, "guidance.w=0", "paths.run=w0")
     assert calls == [(4, 4)] * 9  # three batches of four, three steps, no second context
@@ -114,9 +114,9 @@ def test_w_0_equals_the_baseline_bit_for_bit_and_costs_one_pass(settings, refere
             return unet(x_t, torch.full((4,), t), contexts)
 
         def draw(c_neg, w):
-            return sample.draw(unet, contexts, c_neg, w, noise, "ddpm", 5, model["betas"])
+            return generator.draw(unet, contexts, c_neg, w, noise, "ddpm", 5, model["betas"])
 
-        plain = sample.sampler.sample(eps, noise(model["T"]), "ddpm", 5, noise, betas=model["betas"])
+        plain = sampler.sample(eps, noise(model["T"]), "ddpm", 5, noise, betas=model["betas"])
         assert torch.equal(draw(None, lambda t: 0.5), plain)
         assert torch.equal(draw(-contexts, guidance.schedule("constant", 0.0, 1000)), plain)
         assert not torch.equal(draw(-contexts, guidance.schedule("constant", 0.5, 1000)), plain)
@@ -171,7 +171,7 @@ def test_latents_across_batch_shapes(settings, solver, record_property):
 
     def latents(batch: list[int]) -> torch.Tensor:
         with torch.inference_mode():
-            return sample.draw(unet, contexts[batch], contexts[[i + 1 for i in batch]], lambda t: 0.5,
+            return generator.draw(unet, contexts[batch], contexts[[i + 1 for i in batch]], lambda t: 0.5,
                                lambda t: gaussian(42, batch, [0] * len(batch), t, model["latent_shape"]),
                                solver, 50, model["betas"])
 

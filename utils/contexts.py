@@ -24,6 +24,19 @@ def uniform(number: int, dimension: int, seed: int) -> np.ndarray:
     return normalise(np.random.default_rng(seed).standard_normal((number, dimension)))
 
 
+def gaussian(number: int, mean: np.ndarray, covariance: np.ndarray, seed: int) -> np.ndarray:
+    """Contexts drawn from the normal distribution of real embeddings, then normalised: [number, D] float32.
+
+    The first rows are the same whatever `number` is.
+
+    Args:
+        mean, covariance: [D] and [D, D], of unit embeddings.
+    """
+    values, axes = np.linalg.eigh(covariance.astype(np.float64))
+    draws = np.random.default_rng(seed).standard_normal((number, len(mean)))
+    return normalise(mean + draws * np.sqrt(values.clip(min=0)) @ axes.T)
+
+
 def normalise(vectors: np.ndarray) -> np.ndarray:
     """The rows of [N, D] scaled to unit norm, float32; a zero row stays zero."""
     norms = row_norms(vectors)[:, None]

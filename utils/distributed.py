@@ -44,6 +44,15 @@ class Ranks:
             dist.all_reduce(total)
         return total.tolist()
 
+    def agree(self, mine: bool) -> bool:
+        """What rank 0 says: clocks differ between ranks, and all of them must do the same."""
+        return any(self.sum([self.is_main and mine])) if self.world_size > 1 else mine
+
+    def broadcast(self, tensor: torch.Tensor) -> None:
+        """Give every rank rank 0's values, in place."""
+        if self.world_size > 1:
+            dist.broadcast(tensor, 0)
+
     def close(self) -> None:
         if self.world_size > 1:
             dist.destroy_process_group()

@@ -20,7 +20,7 @@ def read_aligned(file: Path | str) -> np.ndarray:
     return image
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode, which would keep the backbone from being differentiated through later
 def embed(backbone: torch.nn.Module, faces: Sequence, device: torch.device, template: str, batch_size: int = 64,
           mirror: bool = False, read: Callable[..., np.ndarray] = read_aligned) -> np.ndarray:
     """Embed faces with progress, reading ahead in threads.

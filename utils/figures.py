@@ -10,16 +10,17 @@ from matplotlib.figure import Figure
 from utils.runs import write_bytes
 
 
-def contact_sheet(rows: Sequence[Sequence[Path]], file: Path, cell: int = 96) -> None:
-    """Write image files as one PNG, a row for each sequence (an identity), each image `cell` x `cell` px.
+def contact_sheet(rows: Sequence[Sequence[Path | np.ndarray]], file: Path, cell: int = 96) -> None:
+    """Write images as one PNG, a row for each sequence (an identity), each image `cell` x `cell` px.
 
-    A file that cannot be read leaves its cell grey.
+    Args:
+        rows: image files, or images [H, W, 3] uint8 RGB. A file that cannot be read leaves its cell grey.
     """
     columns = max(len(row) for row in rows)
     sheet = np.full((len(rows) * cell, columns * cell, 3), 128, np.uint8)
     for i, row in enumerate(rows):
-        for j, image_file in enumerate(row):
-            image = cv2.imread(str(image_file), cv2.IMREAD_COLOR)
+        for j, image in enumerate(row):
+            image = image[..., ::-1] if isinstance(image, np.ndarray) else cv2.imread(str(image), cv2.IMREAD_COLOR)
             if image is not None:
                 larger = cell > image.shape[0]
                 image = cv2.resize(image, (cell, cell), interpolation=cv2.INTER_CUBIC if larger else cv2.INTER_AREA)

@@ -145,6 +145,11 @@ def file_digest(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def text_digest(text: str) -> str:
+    """SHA-256 of a text, hex."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def array_digest(*arrays: np.ndarray) -> str:
     """SHA-256 over the arrays' types, shapes and values, hex."""
     digest = hashlib.sha256()
@@ -192,6 +197,8 @@ def contexts_name(config: Config) -> str:
         return contexts.name
     if contexts.source == "uniform":
         return f"uniform-{contexts.number}x{contexts.dimension}-seed{contexts.seed}"
+    if contexts.source == "gaussian":
+        return f"gaussian-{contexts.number}-seed{contexts.seed}"
     if contexts.source == "published":
         return f"published-{Path(contexts.file).stem}"
     return f"extracted-{Path(contexts.faces).name}-{Path(contexts.recogniser).stem}-per-{contexts.per}"
@@ -233,3 +240,13 @@ def scores_folder(config: Config) -> Path:
 
 def fr_folder(config: Config) -> Path:
     return run_folder(config) / "fr" / (config.fr.name or f"{config.fr.head}-{config.fr.backbone}")
+
+
+def training_folder(config: Config) -> Path:
+    """Where the weights of stage 0 come to lie, as published weights do, with the state of their training."""
+    return Path(config.paths.output) / "training" / (config.training.name or config.preset)
+
+
+def face_cache(config: Config) -> Path:
+    """Where what is computed once of the training faces is kept."""
+    return Path(config.paths.output) / "faces" / Path(config.training.faces).name

@@ -180,14 +180,26 @@ def most_similar_identities(embeddings: ArrayLike, labels: Sequence[str] | np.nd
 
 def bootstrap_intervals(embeddings: ArrayLike, labels: Sequence[str] | np.ndarray, replicates: int = 1000,
                         seed: int = 0, device: torch.device | str = "cpu") -> dict[str, tuple[float, float]]:
-    """90% percentile intervals of every rate and moment of `metrics`, from resampling the identities.
+    """90% percentile intervals of every rate and moment of `metrics`, from resampling the identities; see `bootstrap`."""
+    return {name: interval(values) for name, values in bootstrap(embeddings, labels, replicates, seed, device).items()}
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """The 90% percentile interval of replicates [R], those that are NaN left out."""
+    return tuple(np.nanquantile(values, (0.05, 0.95)).tolist())
+
+
+def bootstrap(embeddings: ArrayLike, labels: Sequence[str] | np.ndarray, replicates: int = 1000, seed: int = 0,
+              device: torch.device | str = "cpu") -> dict[str, np.ndarray]:
+    """Every rate and moment of `metrics`, [replicates] float64, under resampling of the identities.
 
     A replicate draws as many identities as there are, with replacement, each with all its images. An identity drawn
     w times gives its genuine pairs the weight w, and its impostor pairs with one drawn v times the weight w * v; copies
     of one identity make no impostor pairs. The intervals tell how the numbers would move with other identities of the
     same kind; the images within an identity, the recogniser and the generator's training are not resampled.
     Rates are interpolated in histograms of BOOTSTRAP_BINS bins. Replicates without a genuine or an impostor pair are
-    left out. Meant for the subset: time grows with replicates x identities^2.
+    NaN. The same identities and seed give the same resamples, so that two sets of images can be compared. Meant for the
+    subset: time grows with replicates x identities^2.
 
     Raises:
         UserError: a row is zero or not finite, there is no genuine pair, or fewer than MIN_BOOTSTRAP_IDENTITIES
@@ -212,9 +224,9 @@ def bootstrap_intervals(embeddings: ArrayLike, labels: Sequence[str] | np.ndarra
         others = x[start:stop] @ x[stop:].T
         impostor += weights[:, c, None] * (weights[:, c + 1 :]
                                            @ _statistics(others, label[stop:] - c - 1, len(names) - c - 1))
-    rows = [_replicate_metrics(g, i) for g, i in zip(genuine.cpu().numpy(), impostor.cpu().numpy(), strict=True)
-            if g[:-2].any() and i[:-2].any()]
-    return {name: tuple(np.quantile([row[name] for row in rows], (0.05, 0.95)).tolist()) for name in rows[0]}
+    rows = [_replicate_metrics(g, i) if g[:-2].any() and i[:-2].any() else {}
+            for g, i in zip(genuine.cpu().numpy(), impostor.cpu().numpy(), strict=True)]
+    return {name: np.array([row.get(name, np.nan) for row in rows]) for name in max(rows, key=len)}
 
 
 # ---- pieces ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,42 @@
+"""Take trained weights into models/demo/, in half precision: what the preset demo samples with.
+
+    python -m models.demo_embed output/training/demo
+"""
+import argparse
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from utils.errors import UserError, run_script
+from utils.runs import require_file, write_bytes, write_safetensors
+
+DEMO = Path(__file__).parent / "demo"
+WEIGHTS = ("checkpoints/ema_averaged_model.safetensors", "first_stage_encoder.safetensors",
+           "first_stage_decoder.safetensors")
+OTHERS = (".hydra/config.yaml", "context_statistics.npz")
+SCHEDULE = "eps_model."  # what is not of the network is the schedule's tables, which stay in float32
+LIMIT = 40e6  # bytes of all of models/demo
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="what train_autoencoder.py and train_diffusion.py wrote")
+    folder = parser.parse_args().folder
+    mend = "train with train_autoencoder.py and train_diffusion.py first"
+    for name in (*WEIGHTS, *OTHERS):
+        require_file(folder / name, "trained weights", mend)
+    for name in WEIGHTS:
+        weights = load_file(folder / name)
+        is_diffusion = any(key.startswith(SCHEDULE) for key in weights)
+        write_safetensors(DEMO / name, {key: tensor if is_diffusion and not key.startswith(SCHEDULE) else tensor.half()
+                                        for key, tensor in weights.items()})
+    for name in OTHERS:
+        write_bytes(DEMO / name, (folder / name).read_bytes())
+    size = sum(file.stat().st_size for file in DEMO.rglob("*") if file.is_file())
+    if size > LIMIT:
+        raise UserError(f"{DEMO}: holds {size / 1e6:.1f} MB, more than {LIMIT / 1e6:.0f}; train smaller networks")
+    print(f"{DEMO}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,51 @@
+"""A recogniser in ncnn's format (<name>.param beside <name>.bin), for measurements by an independent one.
+
+Needs the package ncnn (pip install ncnn), which the rest of the project does without.
+"""
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from utils.errors import UserError
+from utils.runs import require_file
+
+SHIFT = 8  # px between the shifted template and the one that the network knows
+
+
+class NcnnBackbone(nn.Module):
+    """(faces [B, 3, 112, 112] in [-1, 1] RGB, template) -> embeddings [B, D] float32, computed on the CPU.
+
+    Args:
+        param: the network; its input is called data, (x - 127.5) / 128 of grey levels x, and its output fc1.
+    Raises:
+        UserError: the package or a file is missing, or ncnn cannot read them.
+    """
+
+    def __init__(self, param: Path) -> None:
+        super().__init__()
+        try:
+            import ncnn
+        except ImportError:
+            raise UserError(f"{param}: needs the package ncnn; pip install ncnn") from None
+        weights = require_file(param.with_suffix(".bin"), "the recogniser's weights", "put it beside the .param file")
+        self.ncnn, self.net = ncnn, ncnn.Net()
+        self.net.opt.num_threads = torch.get_num_threads()
+        if self.net.load_param(str(param)) or self.net.load_model(str(weights)):
+            raise UserError(f"{param}: is not a network that ncnn can read; take both files from one model")
+
+    def forward(self, faces: Tensor, template: str = "arcface") -> Tensor:
+        if template == "arcface_shifted":
+            faces = F.pad(faces[..., :-SHIFT], (SHIFT, 0), mode="replicate")
+        rows = [self._embed(face) for face in np.ascontiguousarray((faces.float() * (127.5 / 128)).cpu().numpy())]
+        return torch.from_numpy(np.stack(rows)).to(faces.device)
+
+    def _embed(self, face: np.ndarray) -> np.ndarray:
+        extractor = self.net.create_extractor()
+        extractor.input("data", self.ncnn.Mat(face))
+        failed, embedding = extractor.extract("fc1")
+        if failed:
+            raise UserError("the ncnn network has no output fc1; give a recogniser whose input is data and output fc1")
+        return np.array(embedding)
