@@ -2,11 +2,14 @@
 
 Reads   <run>/aligned/ (stage 4), a recogniser other than the one that made the contexts
 Writes  <run>/scores/<recogniser>/: embeddings.npz, histograms.npz, metrics.json, distributions.png
-        with scores.overlay: <output>/scores/<recogniser>/distributions.png and table.md, over all its runs
+        with scores.overlay: <folder of its runs>/scores/<recogniser>/distributions.png, table.md and faces.png (the
+        same identities in every run)
 
     python plot_distributions.py scores.recogniser=data/published/ElasticCos.pth
     python plot_distributions.py scores.recogniser=... scores.overlay=demo/baseline,demo/far
 """
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +26,7 @@ from utils.alignment import read_kept
 from utils.embedding import embed
 from utils.errors import UserError, run_script
 from utils.face_images import listing, select
-from utils.figures import save_figure
+from utils.figures import montage, save_figure
 
 # NegFaceDiff (arXiv 2508.09661), its table of score distributions:
 # EER, FMR100, FMR1000, genuine mean and standard deviation, impostor mean and standard deviation, FDR.
@@ -39,6 +42,7 @@ PAPER = {
     "far": (.039, .078, .179, .361, .131, .019, .059, 5.687),
 }
 PLOT_BINS = 200
+FACES = (4, 6)  # identities and images of each in the picture of all runs
 BOOTSTRAP_IDENTITIES = 1000  # the paper's subset; resampling takes time with their square
 
 
@@ -55,10 +59,11 @@ def main() -> None:
 
     # one table, the paper's rows beside ours; one plot
     target = runs.scores_folder(config) if not config.scores.overlay else \
-        Path(config.paths.output) / "scores" / Path(config.scores.recogniser).stem
+        Path(os.path.commonpath([folder.parent for folder in folders])) / "scores" / Path(config.scores.recogniser).stem
     table = markdown_table(results, Path(config.scores.recogniser).stem)
     if config.scores.overlay:
         runs.write_text(target / "table.md", table)
+        save_figure(plot_faces(folders), target / "faces.png")
     save_figure(plot(results), target / "distributions.png")
     print(table)
     for folder, (_, metrics) in results.items():
@@ -167,6 +172,21 @@ def plot(results: dict[Path, tuple[scores.ScoreDistributions, dict]]) -> Figure:
     axes.set(xlabel="cosine similarity", ylabel="density", xlim=(-0.5, 1),
              title="genuine (filled) and impostor (outlined) scores")
     axes.legend(fontsize="small")
+    return figure
+
+
+def plot_faces(folders: Sequence[Path]) -> Figure:
+    """A panel for each run: a row for each of the first identities, the same ones in every panel."""
+    kept = [read_kept(folder / "aligned") for folder in folders]
+    names = sorted(set(kept[0]).intersection(*kept))[:FACES[0]]
+    columns = math.ceil(len(folders) / 2) if len(folders) > 3 else len(folders)
+    figure = Figure(figsize=(4 * columns, 3.2 * math.ceil(len(folders) / columns)), layout="constrained")
+    panels = figure.subplots(math.ceil(len(folders) / columns), columns, squeeze=False).ravel()
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, folder, faces in zip(panels, folders, kept, strict=False):
+        axes.imshow(montage([faces[name][: FACES[1]] for name in names], FACES[1]))
+        axes.set_title(folder.name)
     return figure
 
 

@@ -27,12 +27,12 @@ class Paths:
 class Contexts:
     """Stage 1: the identities, as recognition embeddings of unit length."""
 
-    source: str = setting("uniform", "uniform: drawn on the unit sphere; gaussian: from the distribution of real "
+    source: str = setting("gaussian", "uniform: drawn on the unit sphere; gaussian: from the distribution of real "
                           "embeddings in contexts.statistics; published: read from contexts.file; extracted: embeddings "
                           "of the faces in contexts.faces",
                           choices=("uniform", "gaussian", "published", "extracted"), paper="uniform")
     number: int = setting(100, "contexts drawn (uniform, gaussian)", minimum=2, paper="15000")
-    dimension: int = setting(512, "width of a context; the diffusion model decides it", minimum=2, paper="512")
+    dimension: int = setting(128, "width of a context (uniform); the diffusion model decides it", minimum=2, paper="512")
     seed: int = setting(0, "seed of the draw (uniform, gaussian)", minimum=0, paper="unseeded")
     statistics: str = setting("models/demo/context_statistics.npz", "gaussian: mean and covariance of real embeddings, as "
                               "train_diffusion.py writes them")
@@ -62,12 +62,12 @@ class Negatives:
 class Model:
     """The identity-conditioned latent diffusion model (IDiff-Face, arXiv 2308.04995)."""
 
-    diffusion: str = setting("output/random-small", "folder with .hydra/config.yaml and checkpoints/, as published")
+    diffusion: str = setting("models/demo", "folder with .hydra/config.yaml and checkpoints/, as published")
     step: int = setting(0, "checkpoint of that training step; 0: the final one", unit="steps", minimum=0)
     ema: bool = setting(True, "the averaged weights; false: the raw ones", paper="true")
-    first_stage_encoder: str = setting("output/random-small/first_stage_encoder_state_dict.pt",
+    first_stage_encoder: str = setting("models/demo/first_stage_encoder.safetensors",
                                        "encoder half of the VQ first stage, or a whole LDM model.ckpt")
-    first_stage_decoder: str = setting("output/random-small/first_stage_decoder_state_dict.pt",
+    first_stage_decoder: str = setting("models/demo/first_stage_decoder.safetensors",
                                        "decoder half of the VQ first stage, or a whole LDM model.ckpt")
 
 
@@ -88,7 +88,7 @@ class Guidance:
 class Sampling:
     """Stage 3: from contexts to images."""
 
-    identities: int = setting(8, "the first so many contexts are sampled", minimum=1,
+    identities: int = setting(32, "the first so many contexts are sampled", minimum=1,
                               paper="10050, of which alignment keeps 10000")
     images_per_identity: int = setting(8, "images of each identity", minimum=1, paper="50; AdaptDiff: 60")
     solver: str = setting("dpm++", "ddpm (arXiv 2006.11239), ddim (2010.02502, eta 0) or dpm++ "
@@ -126,7 +126,8 @@ class Align:
 class Scores:
     """Stage 5: genuine and impostor distributions."""
 
-    recogniser: str = setting("", "weights of the recogniser that scores; not the one that made the contexts",
+    recogniser: str = setting("models/demo/recogniser.safetensors", "weights of the recogniser that scores; not the one "
+                              "that made the contexts",
                               paper="ElasticFace-Cos R100")
     identities: int = setting(0, "score the first so many identities; 0: all", minimum=0, paper="1000")
     images_per_identity: int = setting(0, "score the first so many images of each; 0: all", minimum=0, paper="20")
@@ -245,28 +246,28 @@ class DiffusionTraining:
     blocks: int = setting(1, "residual blocks at each resolution on the way down; one more on the way up", minimum=1,
                           paper="2")
     context_channels: int = setting(128, "width of the projected context, a multiple of 32", minimum=32, paper="256")
-    context_dropout: float = setting(0.1, "CPD: dropout on the projected context", minimum=0.0, maximum=0.9,
+    context_dropout: float = setting(0.05, "CPD: dropout on the projected context", minimum=0.0, maximum=0.9,
                                      paper="0.25 or 0.5")
-    null_contexts: float = setting(0.15, "part of the contexts that are the zero vector", minimum=0.0, maximum=1.0,
+    null_contexts: float = setting(0.1, "part of the contexts that are the zero vector", minimum=0.0, maximum=1.0,
                                    paper="0")
-    same_person: float = setting(0.5, "part of the contexts that are of another image of the same person, where there "
+    same_person: float = setting(0.15, "part of the contexts that are of another image of the same person, where there "
                                  "is one", minimum=0.0, maximum=1.0, paper="0")
-    context_noise: float = setting(0.1, "standard deviation of noise on contexts, whose numbers are scaled to about 1",
+    context_noise: float = setting(0.05, "standard deviation of noise on contexts, whose numbers are scaled to about 1",
                                    minimum=0.0, paper="0")
-    latent_noise: float = setting(0.1, "standard deviation of noise on the latents", minimum=0.0, paper="0")
+    latent_noise: float = setting(0.05, "standard deviation of noise on the latents", minimum=0.0, paper="0")
     flip: bool = setting(True, "half of the images mirrored", paper="true")
     scale_contexts: bool = setting(True, "train on contexts whose numbers are about 1, rather than of unit length; the "
                                    "saved weights take unit contexts all the same", paper="false")
     prediction: str = setting("v", "what the network predicts: eps, or v (arXiv 2202.00512)", choices=("eps", "v"),
                               paper="eps")
-    identity: float = setting(0.0, "weight of 1 - cosine between the context and the recogniser's embedding of the "
-                              "predicted image, where little noise is left", minimum=0.0, paper="0")
+    identity: float = setting(0.6, "weight of 1 - cosine between an image's embedding and that of its prediction, at the "
+                              "timesteps where it is decided who appears", minimum=0.0, paper="0")
     start_from: str = setting("", "folder of trained weights to begin with, of the same first stage; empty: begin anew")
     optimizer: str = setting("adamw", "adam, or adamw with weight decay 0.01", choices=("adam", "adamw"), paper="adam")
     learning_rate: float = setting(6e-4, "at its highest", minimum=0.0, paper="1e-4")
     schedule: str = setting("flat_cosine", "flat_cosine: warm-up, flat, cosine to zero; warm_restarts: cosines of 10,000, "
                             "20,000, ... updates", choices=("flat_cosine", "warm_restarts"), paper="warm_restarts")
-    batch_size: int = setting(32, "images on all devices together", minimum=1, paper="512")
+    batch_size: int = setting(64, "images on all devices together", minimum=1, paper="512")
     minutes: float = setting(90.0, "length of the training by the clock; 0: diffusion.steps", minimum=0.0)
     steps: int = setting(150_000, "length of the training where minutes is 0", unit="updates", minimum=1, paper="150000")
     validations: int = setting(5, "how often images of the validation identities are drawn and scored", minimum=1)
@@ -294,7 +295,9 @@ class Config:
 DEFAULT_PRESET = "demo"
 
 PAPER = {
+    "contexts.source": "uniform",
     "contexts.number": 15000,
+    "contexts.dimension": 512,
     "negatives.pool": 10050,
     "sampling.identities": 10050,
     "sampling.images_per_identity": 50,
@@ -333,6 +336,7 @@ PAPER = {
     "diffusion.latent_noise": 0.0,
     "diffusion.scale_contexts": False,
     "diffusion.prediction": "eps",
+    "diffusion.identity": 0.0,
     "diffusion.optimizer": "adam",
     "diffusion.learning_rate": 1e-4,
     "diffusion.schedule": "warm_restarts",
@@ -352,9 +356,29 @@ LFW = {  # make lfw: alignment, verification and scores of real faces
     "verify.lfw_pairs": "data/lfw/pairs.txt",
 }
 
+EXPERIMENT = {  # make experiment: the strategies compared on real numbers of identities, and recognisers trained on each
+    "contexts.number": 1000,
+    "sampling.identities": 500,
+    "sampling.images_per_identity": 20,
+    "sampling.batch_size": 50,
+    "align.template": "arcface",
+    "fr.backbone": "mobilefacenet",
+    "fr.embedding_size": 128,
+    "fr.scale": 32.0,
+    "fr.margin": 0.2,
+    "fr.epochs": 12,
+    "fr.schedule": "steps",
+    "fr.milestones": (7, 10),
+    "fr.augmentation": "randaugment",
+    "verify.lfw_faces": "output/lfw/aligned",
+    "verify.lfw_images": "data/lfw/lfw-deepfunneled",
+    "verify.lfw_pairs": "data/lfw/pairs.txt",
+}
+
 PRESETS = {
     "demo": {},
     "lfw": LFW,
+    "experiment": EXPERIMENT,
     "paper_ffhq": PAPER | {"model.diffusion": "data/published/idiff-face-ffhq"},
     "paper_casia": PAPER | {"model.diffusion": "data/published/idiff-face-casia"},
 }

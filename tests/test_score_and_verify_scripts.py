@@ -131,8 +131,12 @@ def test_an_overlay_of_two_runs(output, settings):
     run(plot_distributions, *settings, "scores.overlay=run,other")
     folder = output / "scores" / "recogniser"
     lines = (folder / "table.md").read_text().splitlines()
+    assert lines[4].endswith(" 1.00 (1.00 to 1.00) |") and lines[5].endswith(" 1.00 |")  # the same faces
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| run", "| paper: far", "| other", "| paper: far"]
     assert Image.open(folder / "distributions.png").size[0] > 500
+    panels = np.asarray(Image.open(folder / "faces.png").convert("RGB"))
+    left, right = np.array_split(panels[panels.shape[0] // 4 :], 2, axis=1)
+    assert left.std() > 20 and abs(left.mean() - right.mean()) < 3
 
 
 @pytest.mark.parametrize("override, words", [

@@ -10,22 +10,30 @@ from matplotlib.figure import Figure
 from utils.runs import write_bytes
 
 
-def contact_sheet(rows: Sequence[Sequence[Path | np.ndarray]], file: Path, cell: int = 96) -> None:
-    """Write images as one PNG, a row for each sequence (an identity), each image `cell` x `cell` px.
+def montage(rows: Sequence[Sequence[Path | np.ndarray]], columns: int, cell: int = 96) -> np.ndarray:
+    """Images side by side, a row for each sequence (an identity): [rows * cell, columns * cell, 3] uint8 RGB.
 
     Args:
         rows: image files, or images [H, W, 3] uint8 RGB. A file that cannot be read leaves its cell grey.
+        cell: height and width of an image, px.
     """
-    columns = max(len(row) for row in rows)
     sheet = np.full((len(rows) * cell, columns * cell, 3), 128, np.uint8)
     for i, row in enumerate(rows):
         for j, image in enumerate(row):
-            image = image[..., ::-1] if isinstance(image, np.ndarray) else cv2.imread(str(image), cv2.IMREAD_COLOR)
+            if not isinstance(image, np.ndarray):
+                image = cv2.imread(str(image), cv2.IMREAD_COLOR)
+                image = None if image is None else image[..., ::-1]
             if image is not None:
                 larger = cell > image.shape[0]
                 image = cv2.resize(image, (cell, cell), interpolation=cv2.INTER_CUBIC if larger else cv2.INTER_AREA)
                 sheet[i * cell : (i + 1) * cell, j * cell : (j + 1) * cell] = image
-    write_bytes(file, cv2.imencode(".png", sheet)[1].tobytes())
+    return sheet
+
+
+def contact_sheet(rows: Sequence[Sequence[Path | np.ndarray]], file: Path) -> None:
+    """Write a `montage` as PNG."""
+    sheet = montage(rows, max(len(row) for row in rows))
+    write_bytes(file, cv2.imencode(".png", sheet[..., ::-1])[1].tobytes())
 
 
 def save_figure(figure: Figure, file: Path) -> None:
