@@ -6,7 +6,8 @@ Writes  <output>/memorisation/memorisation.png, nearest.csv (the ten most simila
         holds real faces: keep it to yourself)
         <output>/faces/<folder>/: the training faces' embeddings, cached
 
-    python -m benchmarks.memorisation scores.recogniser=data/mobilefacenet_independent.ncnn.param scores.overlay=demo/w0,demo/far
+    python -m benchmarks.memorisation scores.recogniser=data/mobilefacenet_independent.ncnn.param \\
+        scores.overlay=demo/w0,demo/far
 
 Two measures stand beside it: how similar images of one real person are, and how similar held-out people, who cannot have
 been memorised, are to the nearest of the others. Faces that are reproduced would lie with the first, not the second.
