@@ -36,7 +36,7 @@ from utils import distributed, runs, scores, training_faces
 from utils.augmentation import normalise
 from utils.errors import UserError, run_script
 from utils.figures import contact_sheet, save_figure
-from utils.generator import draw, to_uint8
+from utils.generator import draw, eps_of_v, to_uint8
 from utils.generator_training import (
     Average,
     Budget,
@@ -54,8 +54,10 @@ from utils.training import read_lines, read_state, seed_step
 
 REPORT_SECONDS, SAVE_SECONDS = 60, 300
 VALIDATION_IDENTITIES, VALIDATION_IMAGES, VALIDATION_STEPS = 40, 4, 15  # DPM-Solver++ steps
-# The images judged by the recogniser: a part of a batch, of timesteps at which it is still open who will appear.
-IDENTITY_T, IDENTITY_RANGE, IDENTITY_PART = 500, 200, 0.125
+# The recogniser judges predictions from noisy images that the network makes itself, as in sampling: those of the training
+# images already show who it is, and the context would be of little use. A part of a batch, so many steps, down to a
+# timestep at which much is still open.
+IDENTITY_PART, IDENTITY_STEPS, IDENTITY_T = 0.125, 4, (200, 700)
 SHEET = (8, 4)
 LOG_COLUMNS = ("step", "minutes", "loss", "learning_rate", "images_per_second", "fdr", "genuine", "impostor")
 
@@ -146,26 +148,40 @@ def main() -> None:
     # on a CPU the fused attention's backward pass is several times slower than plain matrix products
     attention = partial(sdpa_kernel, SDPBackend.MATH) if ranks.device.type == "cpu" else nullcontext
 
+    def predict(x_t: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(ranks.device.type, torch.bfloat16, enabled=bf16), attention():
+            return unet(x_t, t, c).float()
+
     def diffusion_loss(x_0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, c: torch.Tensor,
-                       targets: torch.Tensor) -> torch.Tensor:
+                       own: torch.Tensor) -> torch.Tensor:
         """The squared error of eps or v (DDPM, arXiv 2006.11239, equation 14), and how far identities are missed."""
         alpha_bar = alpha_bars[t][:, None, None, None]
         x_t = alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * noise
-        with torch.autocast(ranks.device.type, torch.bfloat16, enabled=bf16), attention():
-            predicted = unet(x_t, t, c).float()
         wanted = noise if settings.prediction == "eps" else alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x_0
-        loss = F.mse_loss(predicted, wanted)
+        loss = F.mse_loss(predict(x_t, t, c), wanted)
         if settings.identity == 0:
             return loss
-        far = (t - IDENTITY_T).abs().clamp(min=IDENTITY_RANGE)
-        judged = far.argsort(stable=True)[: max(1, int(IDENTITY_PART * len(t)))]
-        x_0 = (alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * predicted)[judged] if settings.prediction == "v" else \
-            ((x_t - (1 - alpha_bar).sqrt() * predicted) / alpha_bar.sqrt())[judged]
+        judged = slice(max(1, int(IDENTITY_PART * len(t))))
+        return loss + settings.identity * identity_loss(noise[judged], t[judged], own[judged])
+
+    def identity_loss(x_t: torch.Tensor, t: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        """1 - cosine between contexts and the embeddings of x_0, predicted after some steps of DDIM from the prior."""
+        low, high = IDENTITY_T
+        last = low + t * (high - low) // len(betas)
+        for step in range(IDENTITY_STEPS + 1):
+            here, below = (len(betas) - 1 + (last - len(betas) + 1) * k // IDENTITY_STEPS
+                           for k in (step, min(step + 1, IDENTITY_STEPS)))
+            alpha_bar, next_alpha_bar = (alpha_bars[k][:, None, None, None] for k in (here, below))
+            with torch.set_grad_enabled(step == IDENTITY_STEPS):
+                predicted = predict(x_t, here, own * context_scale)
+                eps = predicted if settings.prediction == "eps" else eps_of_v(predicted, x_t, alpha_bar)
+                x_0 = (x_t - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
+                x_t = next_alpha_bar.sqrt() * x_0 + (1 - next_alpha_bar).sqrt() * eps
         # on CPUs these two are no faster in bfloat16
         with torch.autocast(ranks.device.type, torch.bfloat16, enabled=bf16 and ranks.device.type != "cpu"):
             images = autoencoder.vq.decode(x_0, force_not_quantize=True).sample
             embeddings = recogniser(training_faces.of_canvas(images, margin), "arcface")
-        return loss + settings.identity * (1 - F.cosine_similarity(embeddings.float(), targets[judged])).mean()
+        return (1 - F.cosine_similarity(embeddings.float(), own)).mean()
 
     compiled = training.compile and ranks.device.type == "cuda"  # on CPUs it was not faster
     loss_of = torch.compile(diffusion_loss) if compiled else diffusion_loss

@@ -260,8 +260,8 @@ class DiffusionTraining:
                                    "saved weights take unit contexts all the same", paper="false")
     prediction: str = setting("v", "what the network predicts: eps, or v (arXiv 2202.00512)", choices=("eps", "v"),
                               paper="eps")
-    identity: float = setting(0.6, "weight of 1 - cosine between an image's embedding and that of its prediction, at the "
-                              "timesteps where it is decided who appears", minimum=0.0, paper="0")
+    identity: float = setting(0.6, "weight of 1 - cosine between the context and the recogniser's embedding of what the "
+                              "network draws by a few steps of DDIM, for an eighth of a batch", minimum=0.0, paper="0")
     start_from: str = setting("", "folder of trained weights to begin with, of the same first stage; empty: begin anew")
     optimizer: str = setting("adamw", "adam, or adamw with weight decay 0.01", choices=("adam", "adamw"), paper="adam")
     learning_rate: float = setting(6e-4, "at its highest", minimum=0.0, paper="1e-4")
