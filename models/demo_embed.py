@@ -1,6 +1,8 @@
 """Take trained weights into models/demo/, in half precision: what the preset demo samples with.
 
     python -m models.demo_embed output/training/demo
+
+The folder holds what train_autoencoder.py, train_diffusion.py and models.demo_recogniser wrote.
 """
 import argparse
 from pathlib import Path
@@ -12,7 +14,7 @@ from utils.runs import require_file, write_bytes, write_safetensors
 
 DEMO = Path(__file__).parent / "demo"
 WEIGHTS = ("checkpoints/ema_averaged_model.safetensors", "first_stage_encoder.safetensors",
-           "first_stage_decoder.safetensors")
+           "first_stage_decoder.safetensors", "recogniser.safetensors")
 OTHERS = (".hydra/config.yaml", "context_statistics.npz")
 SCHEDULE = "eps_model."  # what is not of the network is the schedule's tables, which stay in float32
 LIMIT = 40e6  # bytes of all of models/demo
@@ -20,9 +22,9 @@ LIMIT = 40e6  # bytes of all of models/demo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="what train_autoencoder.py and train_diffusion.py wrote")
+    parser.add_argument("folder", type=Path, help="<output>/training/<name>")
     folder = parser.parse_args().folder
-    mend = "train with train_autoencoder.py and train_diffusion.py first"
+    mend = "train with train_autoencoder.py, train_diffusion.py and models.demo_recogniser first"
     for name in (*WEIGHTS, *OTHERS):
         require_file(folder / name, "trained weights", mend)
     for name in WEIGHTS:

@@ -38,7 +38,7 @@ class NcnnBackbone(nn.Module):
 
     def forward(self, faces: Tensor, template: str = "arcface") -> Tensor:
         if template == "arcface_shifted":
-            faces = F.pad(faces[..., :-SHIFT], (SHIFT, 0), mode="replicate")
+            faces = F.pad(faces[..., :-SHIFT], (SHIFT, 0, 0, 0), mode="replicate")
         rows = [self._embed(face) for face in np.ascontiguousarray((faces.float() * (127.5 / 128)).cpu().numpy())]
         return torch.from_numpy(np.stack(rows)).to(faces.device)
 

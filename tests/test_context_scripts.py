@@ -16,7 +16,7 @@ from utils import negatives
 
 REPOSITORY = Path(__file__).parents[1]
 STAGE_1, STAGE_2 = "create_sample_identity_contexts.py", "create_negative_contexts.py"
-SMALL = ("contexts.number=20", "contexts.dimension=8", "sampling.identities=5")
+SMALL = ("contexts.source=uniform", "contexts.number=20", "contexts.dimension=8", "sampling.identities=5")
 
 
 @pytest.fixture
@@ -146,6 +146,16 @@ def test_published_contexts(run, tmp_path):
     assert len(ids) == 6 and np.allclose(np.linalg.norm(contexts, axis=1), 1, atol=1e-6)
 
 
+def test_contexts_drawn_like_those_of_real_faces(run, tmp_path):
+    settings = ("contexts.source=gaussian", "contexts.number=500")
+    assert run(STAGE_1, *settings)[0] == 0
+    _, contexts = identity_contexts.read(tmp_path / "contexts" / "gaussian-500-seed0.npz", 128)
+    mean = np.load(REPOSITORY / "models" / "demo" / "context_statistics.npz")["mean"]
+    mean_of_cosines = (np.square(contexts.sum(axis=0)).sum() - 500) / (500 * 499)
+    assert mean_of_cosines == pytest.approx(np.square(mean).sum(), abs=0.01)  # real people resemble one another a little
+    refused(run(STAGE_1, *settings, "contexts.statistics=none.npz"), "none.npz: no such file (contexts.statistics)")
+
+
 # ---- a full disk -----------------------------------------------------------------------------------------------------
 
 def test_a_disk_that_fills_while_negatives_are_written_leaves_nothing_half_written(run, tmp_path, monkeypatch):
@@ -168,10 +178,10 @@ def test_a_disk_that_fills_while_negatives_are_written_leaves_nothing_half_writt
 
 FULL_DISK = """
 mount -t tmpfs -o size=64k none "$1" || exit 77
-"$2" create_sample_identity_contexts.py paths.output="$1" contexts.dimension=512 >/dev/null
+"$2" create_sample_identity_contexts.py paths.output="$1" contexts.source=uniform contexts.dimension=512 >/dev/null
 echo "exit $?"; ls -A "$1/contexts"
 mount -o remount,size=16m "$1"
-"$2" create_sample_identity_contexts.py paths.output="$1" contexts.dimension=512 >/dev/null
+"$2" create_sample_identity_contexts.py paths.output="$1" contexts.source=uniform contexts.dimension=512 >/dev/null
 echo "exit $?"; ls -A "$1/contexts"
 """
 

@@ -282,6 +282,16 @@ def test_other_networks_are_no_backbone(original):
     assert ENCODER_FILE in fault(load_backbone, original / ENCODER_FILE)
 
 
+def test_an_ncnn_recogniser_needs_its_package_and_both_files(tmp_path, monkeypatch):
+    param = tmp_path / "net.param"
+    assert "net.param: no such file" in fault(load_backbone, param)
+    param.write_text("7767517")
+    monkeypatch.setitem(sys.modules, "ncnn", None)  # as where it is not installed
+    assert fault(load_backbone, param).endswith("needs the package ncnn; pip install ncnn")
+    monkeypatch.setitem(sys.modules, "ncnn", types.ModuleType("ncnn"))
+    assert "net.bin: no such file" in fault(load_backbone, param)
+
+
 # ---- contexts --------------------------------------------------------------------------------------------------------
 
 def vectors(rows: int = 4, width: int = 512) -> np.ndarray:

@@ -37,7 +37,8 @@ def settings(weights, tmp_path_factory) -> list[str]:
     """Overrides for a small run whose contexts and negatives exist; paths.run is up to the test."""
     output = tmp_path_factory.mktemp("output")
     overrides = [
-        f"paths.output={output}", "device=cpu", f"contexts.number={CONTEXTS}", f"model.diffusion={weights}",
+        f"paths.output={output}", "device=cpu", "contexts.source=uniform", "contexts.dimension=512",
+        f"contexts.number={CONTEXTS}", f"model.diffusion={weights}",
         f"model.first_stage_encoder={weights / 'first_stage_encoder_state_dict.pt'}",
         f"model.first_stage_decoder={weights / 'first_stage_decoder_state_dict.pt'}",
         "sampling.identities=3", "sampling.images_per_identity=3", "sampling.batch_size=4", "sampling.steps=3",
