@@ -292,6 +292,32 @@ def test_an_ncnn_recogniser_needs_its_package_and_both_files(tmp_path, monkeypat
     assert "net.bin: no such file" in fault(load_backbone, param)
 
 
+class FirstColumns:
+    """Stands in for ncnn: a network whose embedding is the first 16 columns of the face's first row."""
+
+    class Net(types.SimpleNamespace):
+        def __init__(self) -> None:
+            super().__init__(opt=types.SimpleNamespace(), load_param=lambda file: 0, load_model=lambda file: 0)
+
+        def create_extractor(self) -> types.SimpleNamespace:
+            given = {}
+            return types.SimpleNamespace(input=given.__setitem__, extract=lambda name: (0, given["data"][0, 0, :16]))
+
+    Mat = staticmethod(np.array)
+
+
+def test_an_ncnn_recogniser_sees_faces_on_its_own_template(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ncnn", FirstColumns)
+    (tmp_path / "net.param").touch()
+    (tmp_path / "net.bin").touch()
+    backbone = load_backbone(tmp_path / "net.param")
+    faces = torch.rand(2, 3, 112, 112) * 2 - 1
+    torch.testing.assert_close(backbone(faces), faces[:, 0, 0, :16] * 127.5 / 128)
+    shifted = backbone(faces, "arcface_shifted")  # whose faces lie 8 px further left
+    torch.testing.assert_close(shifted[:, 8:], faces[:, 0, 0, :8] * 127.5 / 128)
+    torch.testing.assert_close(shifted[:, :8], faces[:, 0, 0, :1].expand(2, 8) * 127.5 / 128)
+
+
 # ---- contexts --------------------------------------------------------------------------------------------------------
 
 def vectors(rows: int = 4, width: int = 512) -> np.ndarray:
