@@ -18,7 +18,7 @@ demo: $(VENV)/installed  ## the paper's experiment in miniature, from contexts t
 	done
 	for run in w0 $(STRATEGIES); do $(RUN) align.py $(ARGS) paths.run=$(NAME)/$$run || exit; done
 	$(RUN) plot_distributions.py $(ARGS) scores.overlay=$(NAME)/w0$(foreach s,$(STRATEGIES),$(comma)$(NAME)/$s)
-	$(RUN) train_fr.py $(ARGS) paths.run=$(NAME)/far fr.epochs=2
+	$(RUN) train_fr.py paths.run=$(NAME)/far fr.epochs=2 $(ARGS)
 	@echo
 	@echo "Done. Look at output/$(NAME)/scores/recogniser/: faces.png, the same identities with and without negative contexts;"
 	@echo "distributions.png and table.md, their scores beside the paper's; and at output/$(NAME)/far/fr/*/curves.png,"

@@ -63,7 +63,8 @@ def main() -> None:
     table = markdown_table(results, Path(config.scores.recogniser).stem)
     if config.scores.overlay:
         runs.write_text(target / "table.md", table)
-        save_figure(plot_faces(folders), target / "faces.png")
+        if (figure := plot_faces(folders)) is not None:
+            save_figure(figure, target / "faces.png")
     save_figure(plot(results), target / "distributions.png")
     print(table)
     for folder, (_, metrics) in results.items():
@@ -80,7 +81,7 @@ def score(run: Path, config: Config, backbone: torch.nn.Module, device: torch.de
     faces = [face for images in kept.values() for face in images]
     labels = np.array([face.parent.name for face in faces])
     template = runs.read_json(run / "aligned" / "align.json")["decides"]["align.template"]
-    decides = {"recogniser": runs.file_digest(config.scores.recogniser), "template": template,
+    decides = {"recogniser": runs.recogniser_digest(config.scores.recogniser), "template": template,
                "faces": listing(kept), "bootstrap": settings.bootstrap}
     files = [folder / name for name in ("embeddings.npz", "histograms.npz", "metrics.json")]
     if all(file.is_file() for file in files):
@@ -105,13 +106,15 @@ def score(run: Path, config: Config, backbone: torch.nn.Module, device: torch.de
 
 
 def kind(run: Path) -> str | None:
-    """The row of the paper's table that a run corresponds to, by the run's record; None without one."""
+    """The row of the paper's table that a run corresponds to, by the run's record; None where there is none."""
     record = run / "run.json"
     if not record.is_file():
         return "LFW, real" if run.name.startswith("lfw") else None
     settings = runs.read_json(record)["config"]
-    strategy = settings["negatives"]["strategy"] if settings["guidance"]["w"] > 0 else "w = 0"
-    return strategy if strategy in PAPER else None
+    guidance, strategy = settings["guidance"], settings["negatives"]["strategy"]
+    if guidance["w"] == 0:
+        return "w = 0"
+    return strategy if strategy in PAPER and (guidance["w"], guidance["schedule"]) == (0.5, "constant") else None
 
 
 def markdown_table(results: dict[Path, tuple[scores.ScoreDistributions, dict]], recogniser: str) -> str:
@@ -126,7 +129,8 @@ def markdown_table(results: dict[Path, tuple[scores.ScoreDistributions, dict]], 
         values = [metrics[name] for name in COLUMNS]
         intervals = metrics.get("intervals", {})
         ratio = "" if run is first else f"{metrics['fdr'] / results[first][1]['fdr']:.2f}"
-        if ratio and (limits := ratio_interval(first, run, recogniser)):
+        has_intervals = intervals and results[first][1].get("intervals")
+        if ratio and has_intervals and (limits := ratio_interval(first, run, recogniser)):
             ratio += " ({:.2f} to {:.2f})".format(*limits)
         lines.append(_row(run.name, values, f"{metrics['genuine_pairs']:,} + {metrics['impostor_pairs']:,}", ratio,
                           intervals.get("eer"), intervals.get("fdr")))
@@ -175,10 +179,12 @@ def plot(results: dict[Path, tuple[scores.ScoreDistributions, dict]]) -> Figure:
     return figure
 
 
-def plot_faces(folders: Sequence[Path]) -> Figure:
-    """A panel for each run: a row for each of the first identities, the same ones in every panel."""
+def plot_faces(folders: Sequence[Path]) -> Figure | None:
+    """A panel for each run: a row for each of the first identities, the same ones in every panel; None if none is shared."""
     kept = [read_kept(folder / "aligned") for folder in folders]
     names = sorted(set(kept[0]).intersection(*kept))[:FACES[0]]
+    if not names:
+        return None
     columns = math.ceil(len(folders) / 2) if len(folders) > 3 else len(folders)
     figure = Figure(figsize=(4 * columns, 3.2 * math.ceil(len(folders) / columns)), layout="constrained")
     panels = figure.subplots(math.ceil(len(folders) / columns), columns, squeeze=False).ravel()

@@ -29,7 +29,17 @@ from utils import distributed, runs, training_faces
 from utils.augmentation import normalise
 from utils.errors import UserError, run_script
 from utils.figures import contact_sheet
-from utils.generator_training import Budget, Draws, average_gradients, batch_rows, check_finite, flat_then_cosine, held_out
+from utils.generator_training import (
+    Budget,
+    Draws,
+    average_gradients,
+    batch_rows,
+    check_finite,
+    check_judge,
+    compiled,
+    flat_then_cosine,
+    held_out,
+)
 from utils.training import read_lines, read_state
 
 CONTINUOUS = 0.7  # of the training: then the encoder is frozen and latents are quantised
@@ -45,10 +55,14 @@ def main() -> None:
     config = load_config(__doc__)
     ranks = distributed.setup(config.device)
     settings, training = config.autoencoder, config.training
+    if settings.batch_size % (2 * ranks.world_size):
+        raise UserError(f"autoencoder.batch_size: {settings.batch_size} does not give {ranks.world_size} ranks an even "
+                        f"number of images each; set a multiple of {2 * ranks.world_size}")
     folder, cache = runs.training_folder(config), runs.face_cache(config)
 
     # the faces, those of the held-out identities set apart
     recogniser = load_backbone(training.recogniser)
+    check_judge(recogniser, training.recogniser)
     leave_out = read_lines(training.leave_out, "training.leave_out", "give one name a line") if training.leave_out else ()
     faces, crops, _ = training_faces.prepare(
         training.faces, leave_out, training.crop == "whole", config.align.minimum_face / 128, training.image_size,
@@ -74,10 +88,12 @@ def main() -> None:
     # the run's record, and the state to continue from
     if ranks.is_main:
         decides = asdict(settings) | {"faces": faces.digest, "crop": training.crop, "margin": training.margin,
-                                      "image_size": training.image_size, "seed": training.seed}
+                                      "image_size": training.image_size, "seed": training.seed,
+                                      "held_out_identities": training.held_out_identities,
+                                      "recogniser": runs.file_digest(training.recogniser)}
         for extendable in ("minutes", "steps"):
             decides.pop(extendable)
-        runs.claim_run(folder / "autoencoder.json", decides, {"config": asdict(config)})
+        runs.claim_run(folder / "autoencoder.json", decides, {"config": asdict(config)}, "training.name")
     ranks.barrier()
     budget, log, quantised = Budget(settings.minutes, settings.steps, ranks), [], False
     state_file = folder / "autoencoder_state.pt"
@@ -116,8 +132,9 @@ def main() -> None:
         identity = (1 - F.cosine_similarity(decoded_embeddings, embeddings)).mean()
         return F.l1_loss(decoded.float(), images) + settings.perceptual * perceptual + settings.identity * identity
 
-    compiled = torch.compile if training.compile else lambda function: function
-    encode, loss_of = compiled(autoencoder.encode), compiled(decoding_loss)
+    encode, loss_of = autoencoder.encode, decoding_loss
+    if training.compile:
+        encode, loss_of = compiled(encode, ranks.device), compiled(loss_of, ranks.device)
 
     @torch.no_grad()
     def validate() -> tuple[float, float]:
@@ -162,7 +179,7 @@ def main() -> None:
         optimizer.zero_grad()
         loss.backward()
         average_gradients(ranks, weights)
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         budget.step += 1
         if budget.step == first_step + 1 and training.compile:
@@ -174,7 +191,7 @@ def main() -> None:
         if is_over or ranks.agree(time.monotonic() - reported > REPORT_SECONDS):
             steps = budget.step - reported_step
             [mean] = [value / steps / ranks.world_size for value in ranks.sum([total.item()])]
-            check_finite(mean, folder, budget.step, "autoencoder.learning_rate")
+            check_finite(mean, norm, state_file, budget.step, "autoencoder.learning_rate")
             rate = steps * settings.batch_size / (time.monotonic() - reported)
             log.append((budget.step, budget.seconds / 60, mean, *validate(), rate))
             progress_bar.set_postfix_str(" loss {2:.4f}, pixels {3:.4f}, cosine {4:.3f}, {5:.0f} images/s".format(*log[-1]))
@@ -183,10 +200,13 @@ def main() -> None:
                 write_sheet(autoencoder, batch_of(validation_rows[:SHEET]), quantised, folder / "autoencoder.png")
             reported, reported_step = time.monotonic(), budget.step
             total.zero_()
-        if ranks.agree(time.monotonic() - saved > SAVE_SECONDS):
-            save()
-            saved = time.monotonic()
+            if ranks.agree(time.monotonic() - saved > SAVE_SECONDS):
+                save()
+                saved = time.monotonic()
     progress_bar.close()
+    if not quantised:  # a training of few steps
+        quantise(autoencoder, crops, rows, batch_of, ranks, training.seed)
+        quantised = True
     save()
 
     if ranks.is_main:

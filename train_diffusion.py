@@ -44,6 +44,7 @@ from utils.generator_training import (
     average_gradients,
     batch_rows,
     check_finite,
+    check_judge,
     flat_then_cosine,
     held_out,
     warm_restarts,
@@ -72,13 +73,17 @@ def main() -> None:
                         f"{settings.batch_size // ranks.world_size * ranks.world_size or ranks.world_size}")
 
     # faces, contexts and latents, computed once; people set apart
-    recogniser = load_backbone(training.recogniser).to(ranks.device)
+    recogniser = load_backbone(training.recogniser).to(ranks.device, memory_format=torch.channels_last).requires_grad_(False)
+    check_judge(recogniser, training.recogniser)
     leave_out = read_lines(training.leave_out, "training.leave_out", "give one name a line") if training.leave_out else ()
     faces, crops, contexts = training_faces.prepare(
         training.faces, leave_out, training.crop == "whole", config.align.minimum_face / 128, training.image_size,
         training.margin, recogniser, Path(training.recogniser), cache, ranks)
     own = folder / "first_stage_encoder.safetensors", folder / "first_stage_decoder.safetensors"
+    if (folder / "autoencoder_state.pt").is_file() and not own[0].is_file():
+        raise UserError(f"{own[0]}: is not there yet; finish train_autoencoder.py first, or set another training.name")
     first_stage = own if own[0].is_file() else (Path(model.first_stage_encoder), Path(model.first_stage_decoder))
+    ranks.print(f"the first stage is {first_stage[0]} and {first_stage[1].name}")
     autoencoder = load_first_stage(*first_stage).to(ranks.device, memory_format=torch.channels_last).requires_grad_(False)
     bf16 = distributed.use_bf16(training.precision, ranks.device)
     if ranks.is_main:
@@ -105,7 +110,7 @@ def main() -> None:
     context_scale = dimension**0.5 if settings.scale_contexts else 1.0
     unet = ConditionalUNet(**unet_settings)
     if settings.start_from:
-        unet.load_state_dict(trained_weights(settings.start_from, unet, context_scale))
+        unet.load_state_dict(trained_weights(settings.start_from, unet, context_scale, settings.prediction))
     unet = unet.to(ranks.device, memory_format=torch.channels_last)
     average = Average(unet)
     betas = linear_betas()
@@ -118,11 +123,12 @@ def main() -> None:
     if ranks.is_main:
         decides = asdict(settings) | {"faces": faces.digest, "crop": training.crop, "margin": training.margin,
                                       "image_size": training.image_size, "seed": training.seed,
+                                      "held_out_identities": training.held_out_identities,
                                       "recogniser": runs.file_digest(training.recogniser),
                                       "first_stage": [runs.file_digest(file) for file in first_stage]}
         for free in ("minutes", "steps", "validations", "identity"):
             decides.pop(free)
-        runs.claim_run(folder / "diffusion.json", decides, {"config": asdict(config)})
+        runs.claim_run(folder / "diffusion.json", decides, {"config": asdict(config)}, "training.name")
         write_test_contexts(folder, faces, contexts, tests)
         trained_on = np.array(contexts[rows], dtype=np.float64)
         runs.write_npz(folder / "context_statistics.npz", mean=trained_on.mean(axis=0).astype(np.float32),
@@ -253,7 +259,7 @@ def main() -> None:
         optimizer.zero_grad()
         loss.backward()
         average_gradients(ranks, list(unet.parameters()))
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         budget.step += 1
         average.update(unet, budget.step)
@@ -263,13 +269,14 @@ def main() -> None:
         is_over = not budget.go_on()
         bar.update(100 * budget.progress - bar.n)
 
-        if is_over or ranks.agree(time.monotonic() - reported > REPORT_SECONDS):
+        validation_is_due = is_over or int(budget.progress * settings.validations) > validated
+        if validation_is_due or ranks.agree(time.monotonic() - reported > REPORT_SECONDS):
             steps = budget.step - reported_step
             mean = ranks.sum([total.item()])[0] / steps / ranks.world_size
-            check_finite(mean, folder, budget.step, "diffusion.learning_rate")
+            check_finite(mean, norm, state_file, budget.step, "diffusion.learning_rate")
             speed = steps * settings.batch_size / (time.monotonic() - reported)
             found = (None, None, None)
-            if is_over or int(budget.progress * settings.validations) > validated:
+            if validation_is_due:
                 validated = int(budget.progress * settings.validations)
                 if ranks.is_main:
                     found = validate()
@@ -287,9 +294,9 @@ def main() -> None:
                 plot_curves(log, folder / "curves.png")
             reported, reported_step = time.monotonic(), budget.step
             total.zero_()
-        if ranks.agree(time.monotonic() - saved > SAVE_SECONDS):
-            save()
-            saved = time.monotonic()
+            if ranks.agree(time.monotonic() - saved > SAVE_SECONDS):
+                save()
+                saved = time.monotonic()
     bar.close()
     save()
     ranks.print(f"{folder}: {budget.step} steps in {budget.seconds / 60:.1f} minutes, best FDR {best:.3f} on "
@@ -348,10 +355,14 @@ def write_model(folder: Path, unet_settings: dict, weights: dict[str, torch.Tens
         "diffusion": {"T": len(betas), "schedule_type": "linear", "prediction": prediction}}, sort_keys=False))
 
 
-def trained_weights(folder: str, unet: ConditionalUNet, context_scale: float) -> dict[str, torch.Tensor]:
+def trained_weights(folder: str, unet: ConditionalUNet, context_scale: float, prediction: str) -> dict[str, torch.Tensor]:
     """The weights that write_model wrote, for training to go on with; UserError where they are of another network."""
-    weights = load_diffusion(folder)[0].state_dict()
-    if fault := first_difference(unet.state_dict(), weights):
+    trained, described = load_diffusion(folder)
+    weights = trained.state_dict()
+    fault = first_difference(unet.state_dict(), weights)
+    if not fault and described["prediction"] != prediction:
+        fault = f"it predicts {described['prediction']}"
+    if fault:
         raise UserError(f"diffusion.start_from: {folder} is another network than the settings of diffusion describe: "
                         f"{fault}; give the settings it was trained with")
     return weights | {"context_emb.weight": weights["context_emb.weight"] / context_scale}
@@ -361,7 +372,7 @@ def write_test_contexts(folder: Path, faces: training_faces.TrainingFaces, conte
     """The contexts of held-out people by whom no checkpoint is chosen, where there are two or more of them."""
     if len(tests) >= 2:
         contexts_files.write(folder / "held_out_contexts.npz",
-                             [Path(faces.identities[faces.labels[row]]).stem for row in tests], np.array(contexts[tests]))
+                             [faces.identities[faces.labels[row]] for row in tests], np.array(contexts[tests]))
 
 
 def plot_curves(log: list[tuple], file: Path) -> None:

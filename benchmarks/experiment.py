@@ -29,6 +29,9 @@ def main() -> None:
     sys.argv[1:] = ["--preset", "experiment", *given]
     config = load_config(__doc__)
     folder = Path(config.paths.output) / "experiment"
+    # what only the end needs, before hours are spent
+    runs.require_file(Path(config.verify.lfw_faces) / "align.json", "verify.lfw_faces", "run make lfw first")
+    runs.require_file(config.verify.lfw_pairs, "verify.lfw_pairs", "download pairs.txt of LFW's view 2")
 
     def stage(script: str, *settings: str) -> None:
         command = [sys.executable, ROOT / script, "--preset", "experiment", *given, *settings]
@@ -49,10 +52,11 @@ def main() -> None:
     for seed in SEEDS:
         for name in RUNS:
             fr = folder / name / "fr" / f"seed{seed}"
-            if not (fr / "verification.json").is_file():
-                stage("train_fr.py", f"paths.run=experiment/{name}", f"fr.name=seed{seed}", f"fr.seed={seed}")
-                stage("verify_fr.py", f"verify.backbone={fr / 'backbone.safetensors'}")
-            accuracies[name].append(runs.read_json(fr / "verification.json")["per_cent"]["LFW"])
+            stage("train_fr.py", f"paths.run=experiment/{name}", f"fr.name=seed{seed}", f"fr.seed={seed}")
+            weights, record = fr / "backbone.safetensors", fr / "verification.json"
+            if not record.is_file() or runs.read_json(record)["digest"] != runs.file_digest(weights):
+                stage("verify_fr.py", f"verify.backbone={weights}")
+            accuracies[name].append(runs.read_json(record)["per_cent"]["LFW"])
             runs.write_text(folder / "recognisers.md", table(accuracies))
     print(table(accuracies))
     print(f"written to {folder / 'recognisers.md'} and {folder / 'scores'}")

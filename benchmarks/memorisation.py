@@ -22,12 +22,14 @@ from models.published import load_backbone
 from utils import contexts, distributed, runs, training_faces
 from utils.alignment import read_kept
 from utils.embedding import embed
-from utils.errors import run_script
+from utils.errors import UserError, run_script
 from utils.face_images import SIZE, read_image
 from utils.figures import contact_sheet, save_figure
 from utils.generator_training import held_out
+from utils.training import read_lines
 
 HIGHEST = 10
+BLOCK = 1024  # generated faces compared at once
 COLUMNS = ("similarity", "generated", "training_face")
 
 
@@ -38,10 +40,11 @@ def main() -> None:
     folders = [output / name for name in config.scores.overlay] or [runs.run_folder(config)]
     recogniser_file = Path(config.scores.recogniser)
     recogniser = load_backbone(recogniser_file)
+    leave_out = read_lines(training.leave_out, "training.leave_out", "give one name a line") if training.leave_out else ()
 
-    # the real faces: trained on, and held out
+    # the real faces, aligned as the generated ones are: trained on, and held out
     faces, crops, real = training_faces.prepare(
-        training.faces, (), training.crop == "whole", config.align.minimum_face / 128, SIZE, 0, recogniser,
+        training.faces, leave_out, False, config.align.minimum_face / 128, SIZE, 0, recogniser,
         recogniser_file, cache, ranks)
     is_held_out, _ = held_out(faces.labels, len(faces.identities), training.held_out_identities)
     trained_rows = np.flatnonzero(~is_held_out)
@@ -52,18 +55,20 @@ def main() -> None:
     for folder in folders:
         files = [file for kept in read_kept(folder / "aligned").values() for file in kept]
         template = runs.read_json(folder / "aligned" / "align.json")["decides"]["align.template"]
-        similarities = contexts.normalise(embed(recogniser, files, ranks.device, template)) @ trained.T
-        nearest = similarities.argmax(axis=1)
-        results[folder.name] = similarities.max(axis=1)
+        name = str(folder.relative_to(output))
+        results[name], nearest = nearest_of(contexts.normalise(embed(recogniser, files, ranks.device, template)), trained)
         pairs += [(similarity, file, trained_rows[row])
-                  for similarity, file, row in zip(results[folder.name], files, nearest, strict=True)]
+                  for similarity, file, row in zip(results[name], files, nearest, strict=True)]
     pairs = sorted(pairs, key=lambda pair: -pair[0])[:HIGHEST]
 
     # real people's own pairs, and held-out people's nearest other person
     labels = faces.labels
     own = np.concatenate([(same @ same.T)[np.triu_indices(len(same), 1)]
                           for same in (np.array(real[labels == label]) for label in np.unique(labels[is_held_out]))])
-    others = (np.array(real[is_held_out]) @ trained.T).max(axis=1)
+    if not len(own):
+        raise UserError(f"{training.faces}: no held-out person has two images, so nothing says how alike images of one "
+                        "person are; give a folder of identity folders")
+    others, _ = nearest_of(np.array(real[is_held_out]), trained)
 
     folder = output / "memorisation"
     runs.write_csv(folder / "nearest.csv", COLUMNS,
@@ -91,6 +96,16 @@ def main() -> None:
             name, np.median(values), *np.percentile(values, (99, 100)), len(values)))
     print("the ten highest: " + ", ".join(f"{similarity:.3f}" for similarity, *_ in pairs))
     print(f"written to {folder}")
+
+
+def nearest_of(embeddings: np.ndarray, trained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each unit embedding [N, D] the highest cosine to the rows of `trained` [M, D], and that row's number; [N] each."""
+    highest, nearest = [], []
+    for start in range(0, len(embeddings), BLOCK):
+        similarities = embeddings[start : start + BLOCK] @ trained.T
+        highest.append(similarities.max(axis=1))
+        nearest.append(similarities.argmax(axis=1))
+    return np.concatenate(highest), np.concatenate(nearest)
 
 
 if __name__ == "__main__":

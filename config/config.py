@@ -108,8 +108,8 @@ class Align:
     """Stage 4: five landmarks (MTCNN), similarity transform to 112 x 112."""
 
     images: str = setting("", "folder of identity folders to align; empty: the run's samples")
-    template: str = setting("arcface_shifted", "arcface: the benchmarks'; arcface_shifted: 8 px further left, "
-                            "as in the paper's training crops", choices=("arcface", "arcface_shifted"),
+    template: str = setting("arcface", "arcface: the benchmarks'; arcface_shifted: 8 px further left, as in the paper's "
+                            "training crops", choices=("arcface", "arcface_shifted"),
                             paper="arcface_shifted")
     minimum_face: int = setting(60, "smallest face to look for, by its longer side, in an image whose shorter side is "
                                 "128 px; it scales with the image", unit="px of 128", minimum=1, maximum=127, paper="60")
@@ -306,6 +306,7 @@ PAPER = {
     "sampling.as_published": True,
     "sampling.batch_size": 50,
     "sampling.precision": "fp32",
+    "align.template": "arcface_shifted",
     "align.keep_identities": 10000,
     "align.keep_images": 50,
     "scores.recogniser": "data/published/ElasticCos.pth",
@@ -324,6 +325,7 @@ PAPER = {
     "autoencoder.channels": (128, 256, 512),
     "autoencoder.layers": 2,
     "autoencoder.code_channels": 3,
+    "autoencoder.minutes": 0.0,
     "diffusion.initial_channels": 96,
     "diffusion.channel_multipliers": (1, 2, 2, 2),
     "diffusion.attention": (False, True, True, True),
@@ -347,7 +349,6 @@ PAPER = {
 LFW = {  # make lfw: alignment, verification and scores of real faces
     "paths.run": "lfw",
     "align.images": "data/lfw/lfw-deepfunneled",
-    "align.template": "arcface",
     "align.minimum_face": 30,  # photographs have smaller faces than generated portraits
     "scores.recogniser": "data/mobilefacenet_casia.ckpt",
     "verify.backbone": "data/mobilefacenet_casia.ckpt",
@@ -361,7 +362,6 @@ EXPERIMENT = {  # make experiment: the strategies compared on real numbers of id
     "sampling.identities": 500,
     "sampling.images_per_identity": 20,
     "sampling.batch_size": 50,
-    "align.template": "arcface",
     "fr.backbone": "mobilefacenet",
     "fr.embedding_size": 128,
     "fr.scale": 32.0,
@@ -380,5 +380,5 @@ PRESETS = {
     "lfw": LFW,
     "experiment": EXPERIMENT,
     "paper_ffhq": PAPER | {"model.diffusion": "data/published/idiff-face-ffhq"},
-    "paper_casia": PAPER | {"model.diffusion": "data/published/idiff-face-casia"},
+    "paper_casia": PAPER | {"model.diffusion": "data/published/idiff-face-casia", "training.faces": "data/casia-webface"},
 }

@@ -102,6 +102,26 @@ def check_combinations(config: Config) -> None:
         raise UserError(f"sampling.steps: {sampling.steps} is impossible with sampling.as_published=true and "
                         f"sampling.solver=ddpm, which runs every timestep; set sampling.steps={PUBLISHED_T}, or "
                         "sampling.as_published=false")
+    check_network_sizes(config)
+
+
+def check_network_sizes(config: Config) -> None:
+    """Refuse sizes that no network of stage 0 can have, before hours are spent on finding faces."""
+    autoencoder, diffusion, size = config.autoencoder, config.diffusion, config.training.image_size
+    if len(autoencoder.channels) != 3:
+        raise UserError(f"autoencoder.channels: {_text(autoencoder.channels)} are {len(autoencoder.channels)} resolutions, "
+                        "but latents are a quarter of the image's size; give 3 numbers")
+    for name in ("autoencoder.channels", "diffusion.initial_channels", "diffusion.context_channels"):
+        value = get(config, name)
+        if any(channels % 32 for channels in (value if isinstance(value, tuple) else (value,))):
+            raise UserError(f"{name}: {_text(value)} is no multiple of 32, the groups of every norm; give multiples of it")
+    if len(diffusion.attention) != len(diffusion.channel_multipliers):
+        raise UserError(f"diffusion.attention: {_text(diffusion.attention)} has not one value for each of "
+                        f"diffusion.channel_multipliers={_text(diffusion.channel_multipliers)}; give as many")
+    halvings = 2 ** (1 + len(diffusion.channel_multipliers))  # two by the first stage, the rest by the network
+    if size % halvings:
+        raise UserError(f"training.image_size: {size} cannot be halved as often as the networks do; set "
+                        f"{max(1, round(size / halvings)) * halvings}")
 
 
 def help_text(doc: str) -> str:

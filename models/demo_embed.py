@@ -27,16 +27,17 @@ def main() -> None:
     mend = "train with train_autoencoder.py, train_diffusion.py and models.demo_recogniser first"
     for name in (*WEIGHTS, *OTHERS):
         require_file(folder / name, "trained weights", mend)
+    size = sum((folder / name).stat().st_size / (2 if name in WEIGHTS else 1) for name in (*WEIGHTS, *OTHERS))
+    if size > LIMIT:
+        raise UserError(f"{folder}: would make {size / 1e6:.1f} MB, more than {LIMIT / 1e6:.0f}; train smaller networks")
     for name in WEIGHTS:
         weights = load_file(folder / name)
         is_diffusion = any(key.startswith(SCHEDULE) for key in weights)
-        write_safetensors(DEMO / name, {key: tensor if is_diffusion and not key.startswith(SCHEDULE) else tensor.half()
-                                        for key, tensor in weights.items()})
+        write_safetensors(DEMO / name, {
+            key: tensor.half() if tensor.is_floating_point() and (key.startswith(SCHEDULE) or not is_diffusion) else tensor
+            for key, tensor in weights.items()})
     for name in OTHERS:
         write_bytes(DEMO / name, (folder / name).read_bytes())
-    size = sum(file.stat().st_size for file in DEMO.rglob("*") if file.is_file())
-    if size > LIMIT:
-        raise UserError(f"{DEMO}: holds {size / 1e6:.1f} MB, more than {LIMIT / 1e6:.0f}; train smaller networks")
     print(f"{DEMO}: {size / 1e6:.1f} MB")
 
 

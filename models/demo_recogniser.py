@@ -24,7 +24,8 @@ from utils import distributed, runs, scores, training_faces
 from utils.augmentation import normalise
 from utils.errors import UserError, run_script
 from utils.face_images import SIZE
-from utils.generator_training import Budget, Draws, batch_rows, check_finite, flat_then_cosine, held_out
+from utils.generator_training import Budget, Draws, batch_rows, check_finite, compiled, flat_then_cosine, held_out
+from utils.training import read_lines
 
 MINUTES, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY = 20.0, 64, 3e-3, 0.05
 JITTER = 3  # px: the canvas lies so much off, as a detector would put it
@@ -39,10 +40,16 @@ def main() -> None:
     if not teacher_file:
         raise UserError("scores.recogniser: is empty; give the weights of the recogniser to learn from")
     folder, cache, ranks = runs.training_folder(config), runs.face_cache(config), distributed.setup(config.device)
-    device = ranks.device
+    device, file = ranks.device, folder / "recogniser.safetensors"
+    if ranks.world_size > 1:
+        raise UserError("torchrun: this small network trains in one process; start it by python -m models.demo_recogniser")
+    if file.is_file():
+        print(f"{file}: exists; set another training.name for a new one")
+        return
     teacher = load_backbone(teacher_file).to(device)
+    leave_out = read_lines(training.leave_out, "training.leave_out", "give one name a line") if training.leave_out else ()
     faces, crops, wanted = training_faces.prepare(
-        training.faces, (), False, config.align.minimum_face / 128, SIZE + 2 * JITTER, JITTER, teacher,
+        training.faces, leave_out, False, config.align.minimum_face / 128, SIZE + 2 * JITTER, JITTER, teacher,
         Path(teacher_file), cache, ranks)
     is_held_out, _ = held_out(faces.labels, len(faces.identities), training.held_out_identities)
     rows, tests = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
@@ -86,7 +93,7 @@ def main() -> None:
         found = scores.metrics(scores.score_distributions(embeddings.numpy(), faces.labels[tests], torch.device("cpu")))
         return cosine, found["fdr"], found["eer"]
 
-    compiled = torch.compile(loss_of) if training.compile else loss_of
+    step_loss = compiled(loss_of, device) if training.compile else loss_of
     of_teacher = scores.metrics(scores.score_distributions(np.array(wanted[tests]), faces.labels[tests],
                                                            torch.device("cpu")))
     print(f"the teacher, on {len(tests)} images of held-out people: FDR {of_teacher['fdr']:.2f}, "
@@ -100,7 +107,7 @@ def main() -> None:
         student.train()
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * flat_then_cosine(budget.progress)
-        loss = compiled(*batch_of(budget.step))
+        loss = step_loss(*batch_of(budget.step))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -112,14 +119,14 @@ def main() -> None:
         bar.update(100 * budget.progress - bar.n)
         if is_over or time.monotonic() - reported > REPORT_SECONDS:
             mean = total / (budget.step - reported_step)
-            check_finite(mean, folder, budget.step, "LEARNING_RATE")
+            check_finite(mean, loss.detach(), file, budget.step, "LEARNING_RATE")
             log.append((budget.step, budget.seconds / 60, mean, *validate()))
             runs.write_csv(folder / "recogniser.csv", LOG_COLUMNS, log)
-            runs.write_safetensors(folder / "recogniser.safetensors", student.state_dict())
             bar.set_postfix_str(" loss {2:.3f}, held-out people: cosine {3:.3f}, FDR {4:.2f}, EER {5:.4f}".format(*log[-1]))
             total, reported, reported_step = 0.0, time.monotonic(), budget.step
     bar.close()
-    print(f"{folder / 'recogniser.safetensors'}: {budget.step} steps; held-out people: cosine with the teacher "
+    runs.write_safetensors(file, student.state_dict())
+    print(f"{file}: {budget.step} steps; held-out people: cosine with the teacher "
           "{3:.3f}, FDR {4:.2f}, EER {5:.4f}".format(*log[-1]))
 
 

@@ -63,6 +63,11 @@ def test_overrides_win_over_the_preset():
     (["guidance.interval=800,200"], ["guidance.interval", "200,800"]),
     (["sampling.solver=dpm++", "sampling.as_published=true"], ["sampling.as_published", "dpm++"]),
     (["--preset", "paper_casia", "sampling.steps=50"], ["sampling.steps", "50", "1000"]),
+    (["autoencoder.channels=32,64"], ["autoencoder.channels", "32,64", "3 numbers"]),
+    (["autoencoder.channels=32,48,64"], ["autoencoder.channels", "32,48,64", "multiple of 32"]),
+    (["diffusion.context_channels=100"], ["diffusion.context_channels", "100", "multiple of 32"]),
+    (["diffusion.attention=true"], ["diffusion.attention", "true", "diffusion.channel_multipliers=1,3"]),
+    (["training.image_size=50"], ["training.image_size", "50", "set 48"]),
 ])
 def test_a_mistake_is_one_line(arguments, words):
     with pytest.raises(UserError) as caught:

@@ -56,8 +56,8 @@ def output(tmp_path_factory) -> Path:
             runs.write_bytes(file, png(picture(i, k)))
     write_kept(aligned, kept)
     runs.write_json(aligned / "align.json", {"decides": {"align.template": "arcface_shifted"}})
-    runs.write_json(output / "run" / "run.json", {"decides": {}, "config": {"guidance": {"w": 0.5},
-                                                                          "negatives": {"strategy": "far"}}})
+    runs.write_json(output / "run" / "run.json", {"decides": {}, "config": {
+        "guidance": {"w": 0.5, "schedule": "constant"}, "negatives": {"strategy": "far"}}})
     return output
 
 
@@ -146,6 +146,22 @@ def test_scoring_names_what_is_missing(settings, override, words):
     with pytest.raises(UserError) as caught:
         run(plot_distributions, *settings, override)
     assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("w, schedule, row", [(0, "constant", "w = 0"), (0.5, "constant", "far"), (1.0, "constant", None),
+                                              (0.5, "linear", None)])
+def test_the_paper_s_row_stands_only_beside_its_own_settings(tmp_path, w, schedule, row):
+    runs.write_json(tmp_path / "run.json", {"config": {
+        "guidance": {"w": w, "schedule": schedule}, "negatives": {"strategy": "far"}}})
+    assert plot_distributions.kind(tmp_path) == row
+
+
+def test_runs_that_share_no_identity_have_no_common_picture(tmp_path):
+    folders = []
+    for name in ("a", "b"):
+        write_kept(tmp_path / name / "aligned", {f"person {name}": [tmp_path / "0.png"]})
+        folders.append(tmp_path / name)
+    assert plot_distributions.plot_faces(folders) is None
 
 
 # ---- stage 7 ---------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """train_autoencoder.py and train_diffusion.py end to end, on drawn faces, tiny networks and a tiny recogniser."""
 import csv
+import math
 import shutil
 import subprocess
 import sys
@@ -219,7 +220,8 @@ def test_the_saved_network_takes_unit_contexts(output, faces, tmp_path, monkeypa
 
 def test_the_paper_s_way_trains_too(output, faces, tmp_path, monkeypatch):
     settings = {"prediction": "eps", "scale_contexts": "false", "null_contexts": 0, "same_person": 0, "context_noise": 0,
-                "latent_noise": 0, "optimizer": "adam", "schedule": "warm_restarts", "learning_rate": 1e-4, "steps": 6}
+                "latent_noise": 0, "optimizer": "adam", "schedule": "warm_restarts", "learning_rate": 1e-4, "steps": 6,
+                "identity": 0}
     folder = run("diffusion", monkeypatch, faces, own_copy(output, tmp_path / "o"),
                  **{f"diffusion.{name}": value for name, value in settings.items()})
     assert load_diffusion(folder)[1]["prediction"] == "eps"
@@ -290,6 +292,18 @@ def test_ranks_share_the_draws_of_a_step():
     for draw in (lambda draws: draws.normal(2, 3), lambda draws: draws.uniform(), lambda draws: draws.integers(1000)):
         expected, (a, b) = draw(whole), (draw(part) for part in parts)
         assert torch.equal(expected[0::2], a) and torch.equal(expected[1::2], b)
+
+
+@pytest.mark.parametrize("loss, norm", [(math.nan, 1.0), (1.0, math.inf)])
+def test_a_loss_or_gradient_that_is_not_finite_stops(loss, norm):
+    with pytest.raises(UserError, match="state.pt: is from before step 7.*lower diffusion.learning_rate"):
+        generator_training.check_finite(loss, torch.tensor(norm), Path("state.pt"), 7, "diffusion.learning_rate")
+    generator_training.check_finite(1.0, torch.tensor(1.0), Path("state.pt"), 7, "diffusion.learning_rate")
+
+
+def test_one_held_out_person_makes_no_impostor_pair():
+    with pytest.raises(UserError, match="training.held_out_identities: 1 cannot"):
+        generator_training.held_out(np.arange(10), 10, 1)
 
 
 def test_normalising_latents_leaves_the_pictures_as_they_were():

@@ -62,6 +62,13 @@ def test_what_was_cut_out_is_kept_until_the_images_change(tmp_path):
     assert len(training_faces.crops(changed, cache, 16, 0)) == 4
 
 
+def test_images_beside_folders_are_refused(tmp_path):
+    whole_faces(tmp_path / "f", ["A/0.png"])
+    Image.new("RGB", (20, 20)).save(tmp_path / "f" / "stray.png")
+    with pytest.raises(UserError, match="holds images, stray.png for one, and folders"):
+        training_faces.image_folders(tmp_path / "f")
+
+
 def test_a_killed_search_goes_on_where_it_was(tmp_path, monkeypatch):
     folder = tmp_path / "f" / "A"
     folder.mkdir(parents=True)

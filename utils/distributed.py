@@ -2,6 +2,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -10,6 +11,8 @@ import torch.distributed as dist
 from utils.errors import UserError
 
 T = TypeVar("T")
+# How long ranks wait for one another: rank 0 may prepare the faces of a large training set alone.
+PATIENCE = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def setup(device: str = "auto") -> Ranks:
     if use_cuda:
         torch.cuda.set_device(chosen)
     if world_size > 1:
-        dist.init_process_group("nccl" if use_cuda else "gloo")
+        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=PATIENCE)
     return Ranks(rank, world_size, chosen)
 
 

@@ -1,7 +1,10 @@
 """What training the autoencoder and training the diffusion model have in common."""
 import math
+import os
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -136,20 +139,33 @@ def held_out(labels: np.ndarray, identities: int, number: int) -> tuple[np.ndarr
     Returns:
         which faces are theirs [N] bool, and the identities [number].
     Raises:
-        UserError: fewer than two identities would be left to train on.
+        UserError: fewer than two identities would be held out, or left to train on.
     """
     number = number or min(MOST_HELD_OUT, max(2, identities // HELD_OUT_PART))
-    if identities < number + 2:
+    if number < 2 or identities < number + 2:
         raise UserError(f"training.held_out_identities: {number} cannot be set apart from {identities} identities; "
                         + (f"set 2 to {identities - 2}" if identities >= 4 else "give the faces of at least 4 people"))
     chosen = np.arange(number) * identities // number
     return np.isin(labels, chosen), chosen
 
 
-def check_finite(loss: float, folder: object, step: int, setting: str) -> None:
-    """Raises UserError where the loss is not finite any more."""
-    if not math.isfinite(loss):
-        raise UserError(f"{folder}: the loss is not finite any more at step {step}; state.pt is from before: run again "
-                        f"with training.precision=fp32, or begin with a lower {setting} under another training.name")
+def check_judge(recogniser: nn.Module, file: str) -> None:
+    """Raises UserError where training.recogniser (`file`) gives no gradients, as those in ncnn's format do not."""
+    if not hasattr(recogniser, "with_early_features"):
+        raise UserError(f"{file}: training needs gradients through the recogniser, which ncnn does not give; set "
+                        "training.recogniser to weights in another format")
 
 
+def compiled(function: Callable, device: torch.device) -> Callable:
+    """torch.compile(function). Raises UserError on a CPU without the C++ compiler that it needs."""
+    names = (os.environ.get("CXX"), "g++", "clang++")
+    if device.type == "cpu" and not any(name and shutil.which(name) for name in names):
+        raise UserError("training.compile: there is no C++ compiler; install g++, or set training.compile=false")
+    return torch.compile(function)
+
+
+def check_finite(loss: float, gradient_norm: torch.Tensor, state_file: Path, step: int, setting: str) -> None:
+    """Raises UserError where the loss or its gradient is not finite any more; meant to be called before a state is saved."""
+    if not (math.isfinite(loss) and torch.isfinite(gradient_norm)):
+        raise UserError(f"{state_file}: is from before step {step}, where the loss or its gradient is not finite any more; "
+                        f"run again with training.precision=fp32, or begin with a lower {setting} and another training.name")

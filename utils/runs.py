@@ -145,6 +145,13 @@ def file_digest(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def recogniser_digest(path: Path | str) -> str:
+    """The digest of a recogniser's file; of one in ncnn's format, whose weights lie beside it, of both files."""
+    path = Path(path)
+    digest = file_digest(path)
+    return text_digest(digest + file_digest(path.with_suffix(".bin"))) if path.suffix == ".param" else digest
+
+
 def text_digest(text: str) -> str:
     """SHA-256 of a text, hex."""
     return hashlib.sha256(text.encode()).hexdigest()
@@ -167,13 +174,15 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {package: version(package) for package in packages}
 
 
-def claim_run(record_file: Path, decides: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+def claim_run(record_file: Path, decides: Mapping[str, Any], record: Mapping[str, Any],
+              named_by: str = "paths.run") -> None:
     """Write a run's record, or check that the run begun here earlier was made with the same deciding settings.
 
     Args:
         record_file: the JSON file beside the output.
         decides: what decides the output (settings, digests); a continued run must agree in every entry.
         record: the rest that is worth keeping: the whole resolved config, versions, hardware.
+        named_by: the setting that names the folder, for the message.
     Raises:
         UserError: the folder holds a run made with other settings; the line names the first that differs.
     """
@@ -183,7 +192,7 @@ def claim_run(record_file: Path, decides: Mapping[str, Any], record: Mapping[str
         for name in sorted(decides.keys() | earlier.keys()):
             if decides.get(name) != earlier.get(name):
                 raise UserError(f"{record_file.parent}: was made with {name} = {earlier.get(name)!r}, now it is "
-                                f"{decides.get(name)!r}; set paths.run to another name, or delete that folder")
+                                f"{decides.get(name)!r}; set {named_by} to another name, or delete that folder")
         return
     write_json(record_file, {"decides": decides, **record, "versions": versions()})
 

@@ -5,6 +5,7 @@
         crops-<size>-<crop>.npy    [N, size, size, 3] uint8 RGB
         contexts-<recogniser>.npy  [N, D] float32, unit norm
 """
+import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from utils.errors import UserError
 from utils.face_batches import FaceBatches, in_processes
 
 SAVE_SECONDS = 60  # between two writings of the landmarks found so far
-BATCH = 64  # images detected together
+BATCH = 16  # images detected together: a worker holds so many of them, at full size
 READERS = 8  # threads that read and cut images
 AHEAD = 256  # images read ahead of the writing
 
@@ -78,13 +79,16 @@ def image_folders(root: Path | str) -> dict[str, list[Path]]:
     """The images of a folder of identity folders or, where it holds images itself, each of them as its own identity.
 
     Raises:
-        UserError: there is no such folder, or it holds no image.
+        UserError: there is no such folder, it holds no image, or it holds both images and folders.
     """
     root = Path(root)
     if root.is_dir():
-        names = sorted(entry.name for entry in root.iterdir()
-                       if entry.suffix.lower() in face_images.IMAGE_SUFFIXES and not entry.name.startswith("."))
+        visible = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
+        names = sorted(entry.name for entry in visible if entry.suffix.lower() in face_images.IMAGE_SUFFIXES)
         if names:
+            if folders := sorted(entry.name for entry in visible if entry.is_dir()):
+                raise UserError(f"{root}: holds images, {names[0]} for one, and folders, {folders[0]} for one; give a "
+                                "folder of identity folders, or of images, each of another person")
             return {name: [root / name] for name in names}
     return face_images.identity_folders(root)
 
@@ -110,7 +114,7 @@ def find(folders: Mapping[str, Sequence[Path]], cache: Path, whole: bool, minimu
         write_failures(cache, {(files[i].parent.name, files[i].name): reason for i, reason in failures.items()})
         found = np.isfinite(landmarks).all(axis=(1, 2))
         if not found.any():
-            raise UserError(f"{files[0].parent.parent}: no face was found in its {len(files)} images; see "
+            raise UserError(f"{os.path.commonpath(files)}: no face was found in its {len(files)} images; see "
                             f"{cache / 'failures.csv'}")
         landmarks = landmarks[found]
     kept, labels = np.unique(labels[found], return_inverse=True)
@@ -225,7 +229,7 @@ def crops(faces: TrainingFaces, cache: Path, size: int, margin: int) -> np.ndarr
 def face_contexts(faces: TrainingFaces, cache: Path, recogniser: torch.nn.Module, recogniser_file: Path,
                   device: torch.device) -> np.ndarray:
     """Each face's context, [N, D] float32, unit norm: the recogniser's embedding of the face at full resolution."""
-    digest = runs.text_digest(f"{faces.digest} {runs.file_digest(recogniser_file)}")
+    digest = runs.text_digest(f"{faces.digest} {runs.recogniser_digest(recogniser_file)}")
 
     def read(number: int) -> np.ndarray:
         if faces.landmarks is None:
