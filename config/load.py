@@ -201,5 +201,5 @@ def _kind(kind: Any) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, tuple):
-        return ",".join(map(str, value)) or "none"
+        return ",".join(map(_text, value)) or "none"
     return str(value).lower() if isinstance(value, bool) else str(value) if value != "" else "empty"
