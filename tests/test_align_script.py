@@ -119,7 +119,7 @@ def test_half_a_face_is_made_again_and_new_images_are_added(run, images):
 
 def test_a_folder_made_with_other_settings_is_refused(run):
     aligned, _ = run()
-    for setting in ("align.template=arcface", "align.minimum_face=40"):
+    for setting in ("align.template=arcface_shifted", "align.minimum_face=40"):
         with pytest.raises(UserError, match=f"made with {setting.split('=')[0]} = .*paths.run"):
             run(setting)
     assert len(faces(aligned)) == 6

@@ -94,7 +94,7 @@ def test_a_run_leaves_images_sheet_and_record(settings, reference):
     assert not list(folder.rglob("*.part"))
 
 
-def test_w_0_equals_the_baseline_bit_for_bit_and_costs_one_pass(settings, reference, monkeypatch):
+def test_w_0_equals_the_baseline_bit_for_bit_and_costs_one_pass(settings, weights, reference, monkeypatch):
     calls = []
     forward = published.ConditionalUNet.forward
     monkeypatch.setattr(published.ConditionalUNet, "forward",
@@ -104,7 +104,7 @@ def test_w_0_equals_the_baseline_bit_for_bit_and_costs_one_pass(settings, refere
     off = images(settings, "w0")
     assert off.keys() == reference.keys() and all(off[name] != reference[name] for name in off)
 
-    unet, model = published.load_diffusion(Path(settings[3].removeprefix("model.diffusion=")))
+    unet, model = published.load_diffusion(weights)
     contexts = torch.from_numpy(uniform(CONTEXTS, 512, 0))[[0, 0, 0, 1]]
 
     def noise(t):
@@ -162,12 +162,11 @@ def test_killed_and_resumed_draws_the_same_bytes(settings, reference):
 
 
 @pytest.mark.parametrize("solver", ["ddpm", "ddim", "dpm++"])
-def test_latents_across_batch_shapes(settings, solver, record_property):
+def test_latents_across_batch_shapes(weights, solver, record_property):
     """In fp32 the final latents agree to 1e-3; codes that flip are counted."""
-    folder = Path(settings[3].removeprefix("model.diffusion="))
-    unet, model = published.load_diffusion(folder)
-    autoencoder = published.load_first_stage(folder / "first_stage_encoder_state_dict.pt",
-                                             folder / "first_stage_decoder_state_dict.pt")
+    unet, model = published.load_diffusion(weights)
+    autoencoder = published.load_first_stage(weights / "first_stage_encoder_state_dict.pt",
+                                             weights / "first_stage_decoder_state_dict.pt")
     contexts = torch.from_numpy(uniform(CONTEXTS, 512, 0))
 
     def latents(batch: list[int]) -> torch.Tensor:
