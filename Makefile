@@ -5,7 +5,10 @@ RUN := $(VENV)/bin/python
 ARGS ?=
 NAME ?= demo
 STRATEGIES := null close rand mid far
+RUNS := w0 $(STRATEGIES)
 comma := ,
+empty :=
+space := $(empty) $(empty)
 
 .PHONY: demo experiment test bench lfw clean
 
@@ -16,8 +19,8 @@ demo: $(VENV)/installed  ## the paper's experiment in miniature, from contexts t
 		$(RUN) create_negative_contexts.py $(ARGS) negatives.strategy=$$strategy && \
 		$(RUN) sample.py $(ARGS) negatives.strategy=$$strategy paths.run=$(NAME)/$$strategy || exit; \
 	done
-	for run in w0 $(STRATEGIES); do $(RUN) align.py $(ARGS) paths.run=$(NAME)/$$run || exit; done
-	$(RUN) plot_distributions.py $(ARGS) scores.overlay=$(NAME)/w0$(foreach s,$(STRATEGIES),$(comma)$(NAME)/$s)
+	for run in $(RUNS); do $(RUN) align.py $(ARGS) paths.run=$(NAME)/$$run || exit; done
+	$(RUN) plot_distributions.py $(ARGS) scores.overlay=$(subst $(space),$(comma),$(addprefix $(NAME)/,$(RUNS)))
 	$(RUN) train_fr.py paths.run=$(NAME)/far fr.epochs=2 $(ARGS)
 	@echo
 	@echo "Done. Look at output/$(NAME)/scores/recogniser/: faces.png, the same identities with and without negative contexts;"
