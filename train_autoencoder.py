@@ -36,7 +36,6 @@ from utils.generator_training import (
     batch_rows,
     check_finite,
     check_judge,
-    compiled,
     flat_then_cosine,
     held_out,
 )
@@ -134,7 +133,8 @@ def main() -> None:
 
     encode, loss_of = autoencoder.encode, decoding_loss
     if training.compile:
-        encode, loss_of = compiled(encode, ranks.device), compiled(loss_of, ranks.device)
+        encode, loss_of = (distributed.compiled(function, ranks.device, "training.compile")
+                           for function in (encode, loss_of))
 
     @torch.no_grad()
     def validate() -> tuple[float, float]:

@@ -72,8 +72,7 @@ def main() -> None:
     head = HEADS[fr.head](fr.embedding_size, data.num_classes, s=fr.scale, m=fr.margin)
     bf16 = distributed.use_bf16(fr.precision, ranks.device)
     trainer = training.Trainer(backbone, head, ranks, fr.learning_rate * total_batch / 512, fr.momentum,
-                               fr.weight_decay, fr.gradient_clip, bf16,
-                               compiled=fr.compile and ranks.device.type == "cuda")
+                               fr.weight_decay, fr.gradient_clip, bf16, fr.compile)
     if fr.schedule == "plateau":
         scheduler = ReduceLROnPlateau(trainer.optimizer, "max", 0.1, fr.patience, threshold=0)
     else:
@@ -149,7 +148,7 @@ def main() -> None:
                 if progress["step"] % CHECK_STEPS == 0:
                     check_finite()
                     bar.set_postfix(loss=f"{loss.item():.3f}")
-                    if any(ranks.sum([ranks.is_main and time.monotonic() - saved > SAVE_SECONDS])):
+                    if ranks.agree(time.monotonic() - saved > SAVE_SECONDS):
                         save()
                         saved = time.monotonic()
         check_finite()

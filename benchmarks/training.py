@@ -63,7 +63,7 @@ def main() -> None:
         for name, bf16, compiled in (("fp32", False, False), ("bf16", True, False), ("bf16, compiled", True, True)):
             backbone, head = getattr(backbones, arguments.backbone)(EMBEDDING, 0.4), CosFace(EMBEDDING, IDENTITIES)
             trainer = Trainer(backbone, head, ranks, learning_rate=0.1, momentum=0.9, weight_decay=5e-4,
-                              gradient_clip=5.0, bf16=bf16, compiled=compiled)
+                              gradient_clip=5.0, bf16=bf16, compile=compiled)
             trainer.train()
             rate, peak = measure(batches("randaugment"), lambda *batch: trainer.step(*batch, False), device)
             share = rate * flop / rates[bf16]

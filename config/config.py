@@ -175,7 +175,8 @@ class FR:
     milestones: tuple[int, ...] = setting((22, 30, 35), "steps", unit="epochs", minimum=1, paper="22, 30, 35")
     precision: str = setting("auto", "fp32, bf16, or auto: bf16 where the device is fast at it",
                              choices=("auto", "fp32", "bf16"), paper="fp32")
-    compile: bool = setting(True, "on a GPU: fuse the network's operations by torch.compile; the first steps take minutes")
+    compile: bool = setting(False, "fuse the network's operations by torch.compile: long trainings are faster, their first "
+                            "steps take a minute or more")
     seed: int = setting(0, "seed of weights, order and augmentation", minimum=0)
     is_original_train: bool = setting(False, "also write what DynUnc pruning needs: each image's probability of its class "
                                       "at every epoch, scores and keep-lists")
@@ -315,6 +316,7 @@ PAPER = {
     "fr.held_out_identities": 500,
     "fr.augmentation": "randaugment",
     "fr.epochs": 200,
+    "fr.compile": True,
     "fr.batch_size": 128,
     "model.first_stage_encoder": "data/published/first_stage_encoder_state_dict.pt",
     "model.first_stage_decoder": "data/published/first_stage_decoder_state_dict.pt",
@@ -370,6 +372,7 @@ EXPERIMENT = {  # make experiment: the strategies compared on real numbers of id
     "fr.schedule": "steps",
     "fr.milestones": (7, 10),
     "fr.augmentation": "randaugment",
+    "fr.compile": True,
     "verify.lfw_faces": "output/lfw/aligned",
     "verify.lfw_images": "data/lfw/lfw-deepfunneled",
     "verify.lfw_pairs": "data/lfw/pairs.txt",

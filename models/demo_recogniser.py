@@ -24,7 +24,7 @@ from utils import distributed, runs, scores, training_faces
 from utils.augmentation import normalise
 from utils.errors import UserError, run_script
 from utils.face_images import SIZE
-from utils.generator_training import Budget, Draws, batch_rows, check_finite, compiled, flat_then_cosine, held_out
+from utils.generator_training import Budget, Draws, batch_rows, check_finite, flat_then_cosine, held_out
 from utils.training import read_lines
 
 MINUTES, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY = 20.0, 64, 3e-3, 0.05
@@ -93,7 +93,7 @@ def main() -> None:
         found = scores.metrics(scores.score_distributions(embeddings.numpy(), faces.labels[tests], torch.device("cpu")))
         return cosine, found["fdr"], found["eer"]
 
-    step_loss = compiled(loss_of, device) if training.compile else loss_of
+    step_loss = distributed.compiled(loss_of, device, "training.compile") if training.compile else loss_of
     of_teacher = scores.metrics(scores.score_distributions(np.array(wanted[tests]), faces.labels[tests],
                                                            torch.device("cpu")))
     print(f"the teacher, on {len(tests)} images of held-out people: FDR {of_teacher['fdr']:.2f}, "

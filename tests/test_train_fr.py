@@ -238,6 +238,13 @@ def test_the_other_heads_learn_too(train, tmp_path, head):
     assert log["loss"][-1] < 0.7 * log["loss"][0]
 
 
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs g++ on a CPU")
+def test_compiled_it_learns_the_same(train, tmp_path):
+    eager, compiled = (read_log(train(tmp_path / str(compile), compile=compile, epochs=2, dropout=0))
+                       for compile in (False, True))  # no dropout: a compiled network draws otherwise
+    assert compiled["loss"] == pytest.approx(eager["loss"], abs=1e-3)
+
+
 def test_what_cannot_be_is_refused_in_one_line(train, faces, tmp_path):
     def refused(words: str, **settings: object) -> None:
         with pytest.raises(UserError, match=words) as error:

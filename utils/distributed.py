@@ -1,6 +1,9 @@
 """Ranks and devices: every script runs on a CPU, one GPU or, through torchrun, on several, with the same code."""
+import ctypes
 import os
-from collections.abc import Sequence
+import shutil
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -13,6 +16,7 @@ from utils.errors import UserError
 T = TypeVar("T")
 # How long ranks wait for one another: rank 0 may prepare the faces of a large training set alone.
 PATIENCE = timedelta(days=7)
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,19 @@ def setup(device: str = "auto") -> Ranks:
     chosen = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(chosen)
+    else:
+        keep_freed_memory()
     if world_size > 1:
         dist.init_process_group("nccl" if use_cuda else "gloo", timeout=PATIENCE)
     return Ranks(rank, world_size, chosen)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc's malloc keep what is freed: fetching the memory of every activation anew makes networks twice as slow."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:
@@ -96,3 +110,11 @@ def use_bf16(precision: str, device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # unknown to older torch: then fp32
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def compiled(function: Callable, device: torch.device, setting: str) -> Callable:
+    """torch.compile(function). Raises UserError, naming `setting`, on a CPU without the C++ compiler that it needs."""
+    names = (os.environ.get("CXX"), "g++", "clang++")
+    if device.type == "cpu" and not any(name and shutil.which(name) for name in names):
+        raise UserError(f"{setting}: there is no C++ compiler; install g++, or set {setting}=false")
+    return torch.compile(function)

@@ -1,9 +1,7 @@
 """What training the autoencoder and training the diffusion model have in common."""
 import math
-import os
-import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -154,14 +152,6 @@ def check_judge(recogniser: nn.Module, file: str) -> None:
     if not hasattr(recogniser, "with_early_features"):
         raise UserError(f"{file}: training needs gradients through the recogniser, which ncnn does not give; set "
                         "training.recogniser to weights in another format")
-
-
-def compiled(function: Callable, device: torch.device) -> Callable:
-    """torch.compile(function). Raises UserError on a CPU without the C++ compiler that it needs."""
-    names = (os.environ.get("CXX"), "g++", "clang++")
-    if device.type == "cpu" and not any(name and shutil.which(name) for name in names):
-        raise UserError("training.compile: there is no C++ compiler; install g++, or set training.compile=false")
-    return torch.compile(function)
 
 
 def check_finite(loss: float, gradient_norm: torch.Tensor, state_file: Path, step: int, setting: str) -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from models.margin_heads import MarginHead
-from utils.distributed import Ranks
+from utils.distributed import Ranks, compiled
 from utils.dynunc import dynamic_uncertainty, keep_list
 from utils.embedding import embed
 from utils.errors import UserError
@@ -111,11 +111,11 @@ class Trainer:
         learning_rate: of this total batch.
         gradient_clip: largest norm of the gradient, of backbone and head separately.
         bf16: compute the backbone in bfloat16; weights, embeddings and head stay in fp32.
-        compiled: fuse the backbone's operations by torch.compile.
+        compile: fuse the backbone's operations by torch.compile.
     """
 
     def __init__(self, backbone: nn.Module, head: MarginHead, ranks: Ranks, learning_rate: float, momentum: float,
-                 weight_decay: float, gradient_clip: float, bf16: bool, compiled: bool) -> None:
+                 weight_decay: float, gradient_clip: float, bf16: bool, compile: bool) -> None:
         self.backbone = backbone.to(ranks.device, memory_format=torch.channels_last)
         self.head = head.to(ranks.device)
         self.device, self.bf16, self.gradient_clip = ranks.device, bf16, gradient_clip
@@ -123,7 +123,7 @@ class Trainer:
         self.optimizer = torch.optim.SGD(weights, learning_rate, momentum, weight_decay=weight_decay)
         torch.backends.cudnn.benchmark = True  # every batch has the same shape
         # The replicas share the weights of backbone and head, which alone are saved.
-        self.backbone_replica = torch.compile(self.backbone) if compiled else self.backbone
+        self.backbone_replica = compiled(self.backbone, ranks.device, "fr.compile") if compile else self.backbone
         self.head_replica = self.head
         if ranks.world_size > 1:
             # Each rank's batch norms keep their own running statistics, rank 0's are saved: as published.
