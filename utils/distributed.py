@@ -1,8 +1,6 @@
 """Ranks and devices: every script runs on a CPU, one GPU or, through torchrun, on several, with the same code."""
-import ctypes
 import os
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,7 +14,6 @@ from utils.errors import UserError
 T = TypeVar("T")
 # How long ranks wait for one another: rank 0 may prepare the faces of a large training set alone.
 PATIENCE = timedelta(days=7)
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -84,19 +81,9 @@ def setup(device: str = "auto") -> Ranks:
     chosen = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(chosen)
-    else:
-        keep_freed_memory()
     if world_size > 1:
         dist.init_process_group("nccl" if use_cuda else "gloo", timeout=PATIENCE)
     return Ranks(rank, world_size, chosen)
-
-
-def keep_freed_memory() -> None:
-    """Have glibc's malloc keep what is freed: fetching the memory of every activation anew makes networks twice as slow."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:
