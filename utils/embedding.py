@@ -41,7 +41,7 @@ def embed(backbone: torch.nn.Module, faces: Sequence, device: torch.device, temp
     backbone = backbone.to(device, memory_format=torch.channels_last).eval()
     if device.type == "cpu":
         batch_size = min(batch_size, CPU_BATCH)
-    rows = []
+    embeddings = None  # one array from the start: small ones kept between large freed ones make memory grow
     with ThreadPoolExecutor(4) as threads, tqdm(total=len(faces), desc="embed", unit="face", delay=1) as progress:
         def load(start: int) -> list:
             return [threads.submit(read, face) for face in faces[start : start + batch_size]]
@@ -52,6 +52,9 @@ def embed(backbone: torch.nn.Module, faces: Sequence, device: torch.device, temp
             batch = torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2)
             batch = normalise(batch).contiguous(memory_format=torch.channels_last)
             sides = [batch, batch.flip(3)] if mirror else [batch]
-            rows.append(torch.cat([backbone(side, template) for side in sides], dim=1).float().cpu().numpy())
+            rows = torch.cat([backbone(side, template) for side in sides], dim=1).float().cpu().numpy()
+            if embeddings is None:
+                embeddings = np.empty((len(faces), rows.shape[1]), dtype=np.float32)
+            embeddings[start : start + len(rows)] = rows
             progress.update(len(images))
-    return np.concatenate(rows)
+    return embeddings
