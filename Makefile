@@ -21,7 +21,7 @@ demo: $(VENV)/installed  ## the paper's experiment in miniature, from contexts t
 	done
 	for run in $(RUNS); do $(RUN) align.py $(ARGS) paths.run=$(NAME)/$$run || exit; done
 	$(RUN) plot_distributions.py $(ARGS) scores.overlay=$(subst $(space),$(comma),$(addprefix $(NAME)/,$(RUNS)))
-	$(RUN) train_fr.py paths.run=$(NAME)/far fr.epochs=2 $(ARGS)
+	$(RUN) train_fr.py paths.run=$(NAME)/far fr.epochs=2 fr.images_per_identity=4 $(ARGS)
 	@echo
 	@echo "Done. Look at output/$(NAME)/scores/recogniser/: faces.png, the same identities with and without negative contexts;"
 	@echo "distributions.png and table.md, their scores beside the paper's; and at output/$(NAME)/far/fr/*/curves.png,"

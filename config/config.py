@@ -90,10 +90,10 @@ class Sampling:
 
     identities: int = setting(32, "the first so many contexts are sampled", minimum=1,
                               paper="10050, of which alignment keeps 10000")
-    images_per_identity: int = setting(8, "images of each identity", minimum=1, paper="50; AdaptDiff: 60")
+    images_per_identity: int = setting(6, "images of each identity", minimum=1, paper="50; AdaptDiff: 60")
     solver: str = setting("dpm++", "ddpm (arXiv 2006.11239), ddim (2010.02502, eta 0) or dpm++ "
                           "(DPM-Solver++ 2M, 2211.01095)", choices=("ddpm", "ddim", "dpm++"), paper="ddpm; ablation: ddim")
-    steps: int = setting(20, "denoising steps, evenly spaced over the model's T", minimum=1,
+    steps: int = setting(15, "denoising steps, evenly spaced over the model's T", minimum=1,
                          paper="1000 (ddpm), 200 (ddim)")
     as_published: bool = setting(False, "ddpm and ddim exactly as the published code runs them, habits included",
                                  paper="true")
@@ -363,6 +363,7 @@ EXPERIMENT = {  # make experiment: the strategies compared on real numbers of id
     "contexts.number": 1000,
     "sampling.identities": 500,
     "sampling.images_per_identity": 20,
+    "sampling.steps": 20,
     "sampling.batch_size": 50,
     "fr.backbone": "mobilefacenet",
     "fr.embedding_size": 128,

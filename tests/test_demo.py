@@ -15,7 +15,7 @@ from utils.runs import read_npz
 from utils.sampler import linear_betas
 
 DEMO = Path(__file__).parents[1] / "models" / "demo"
-IDENTITIES, IMAGES, STEPS = 8, 4, 20  # the demo's steps: with 10, images of one identity differ less
+IDENTITIES, IMAGES, STEPS = 8, 4, Config().sampling.steps
 LABELS = np.repeat(np.arange(IDENTITIES), IMAGES)
 
 
