@@ -6,6 +6,7 @@ import pytest
 import torch
 from facenet_pytorch import MTCNN
 
+from benchmarks import demo
 from config.config import Config
 from models.published import load_backbone, load_diffusion, load_first_stage
 from utils import contexts, negatives, scores, training_faces
@@ -51,6 +52,17 @@ def test_faces_are_found(drawn):
     images = torch.nn.functional.interpolate(drawn["far"], scale_factor=2, mode="bilinear")
     boxes, probabilities = MTCNN(min_face_size=30).detect(to_uint8(images).numpy())
     assert sum(box is not None for box in boxes) >= 31
+
+
+def test_make_demo_runs_every_stage(tmp_path, monkeypatch):
+    small = ("sampling.identities=8", "sampling.images_per_identity=3", "sampling.steps=8", "fr.backbone=mobilefacenet",
+             "fr.images_per_identity=3", "fr.batch_size=8", "fr.epochs=1", "scores.bootstrap=0")
+    monkeypatch.setattr("sys.argv", ["demo", f"paths.output={tmp_path}", "device=cpu", *small])
+    demo.main()
+    rows = (tmp_path / "demo/scores/recogniser/table.md").read_text().splitlines()[2:]
+    fdr = {row.split(" | ")[0].strip("| "): float(row.split(" | ")[6]) for row in rows}
+    assert min(fdr[strategy] for strategy in ("null", "close", "rand", "mid", "far")) > fdr["w0"] > 0.5
+    assert (tmp_path / "demo/far/fr/cosface-mobilefacenet/backbone.safetensors").is_file()
 
 
 def test_the_files_are_small_and_have_a_card():

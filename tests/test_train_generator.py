@@ -199,7 +199,9 @@ def test_one_person_and_no_face_are_refused_in_one_line(faces, tmp_path, monkeyp
 # ---- the diffusion model ---------------------------------------------------------------------------------------------
 
 def test_the_saved_network_takes_unit_contexts(output, faces, tmp_path, monkeypatch):
-    folder = run("diffusion", monkeypatch, faces, own_copy(output, tmp_path / "o"), **{"diffusion.steps": 3})
+    # validated once, at the end: of several checkpoints the best is kept, whichever that is
+    settings = {"diffusion.steps": 3, "diffusion.validations": 1}
+    folder = run("diffusion", monkeypatch, faces, own_copy(output, tmp_path / "o"), **settings)
     unet, settings = load_diffusion(folder)
     assert settings["prediction"] == "v" and settings["latent_shape"] == (4, 8, 8)
     state = torch.load(folder / "diffusion_state.pt", weights_only=True)
