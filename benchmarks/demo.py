@@ -18,7 +18,7 @@ from utils.errors import run_script
 
 
 def main() -> None:
-    given = sys.argv[1:]
+    given = [argument for argument in sys.argv[1:] if not argument.startswith("paths.run=")]
     config = load_config(__doc__)
     name = config.paths.run or "demo"
 
