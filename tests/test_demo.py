@@ -55,7 +55,7 @@ def test_faces_are_found(drawn):
 
 
 def test_make_demo_runs_every_stage(tmp_path, monkeypatch):
-    small = ("sampling.identities=8", "sampling.images_per_identity=3", "sampling.steps=8", "fr.backbone=mobilefacenet",
+    small = ("sampling.identities=8", "sampling.images_per_identity=3", "sampling.steps=6", "fr.backbone=mobilefacenet",
              "fr.images_per_identity=3", "fr.batch_size=8", "fr.epochs=1", "scores.bootstrap=0")
     monkeypatch.setattr("sys.argv", ["demo", f"paths.output={tmp_path}", "device=cpu", *small])
     demo.main()
