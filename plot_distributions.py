@@ -41,8 +41,7 @@ PAPER = {
     "mid": (.041, .083, .186, .355, .130, .019, .059, 5.526),
     "far": (.039, .078, .179, .361, .131, .019, .059, 5.687),
 }
-PLOT_BINS = (200, 50)  # the plot's; fewer where a run has less than MANY_PAIRS genuine ones, which would be all spikes
-MANY_PAIRS = 10_000
+FEW_PAIRS = 10_000  # a run of fewer genuine pairs is plotted in wider bins, which would else be all spikes
 FACES = (4, 6)  # identities and images of each in the picture of all runs
 BOOTSTRAP_IDENTITIES = 1000  # the paper's subset; resampling takes time with their square
 
@@ -167,7 +166,7 @@ def plot(results: dict[Path, tuple[scores.ScoreDistributions, dict]]) -> Figure:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     fewest = min(metrics["genuine_pairs"] for _, metrics in results.values())
-    bins = PLOT_BINS[fewest < MANY_PAIRS]
+    bins = 50 if fewest < FEW_PAIRS else 200
     edges = np.linspace(-1, 1, bins + 1)
     for number, (run, (distributions, metrics)) in enumerate(results.items()):
         genuine, impostor = (counts.reshape(bins, -1).sum(axis=1) / counts.sum() * bins / 2

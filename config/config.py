@@ -363,7 +363,7 @@ EXPERIMENT = {  # make experiment: the strategies compared on real numbers of id
     "contexts.number": 1000,
     "sampling.identities": 500,
     "sampling.images_per_identity": 20,
-    "sampling.steps": 20,
+    "sampling.steps": 20,  # those of the tables in docs/experiment.md
     "sampling.batch_size": 50,
     "fr.backbone": "mobilefacenet",
     "fr.embedding_size": 128,
