@@ -8,10 +8,10 @@ NAME ?= demo
 .PHONY: demo experiment test bench lfw clean
 
 demo: $(VENV)/installed  ## the paper's experiment in miniature, from contexts to a recogniser
-	$(RUN) -m benchmarks.demo paths.run=$(NAME) $(ARGS)
+	$(RUN) -m experiments.demo paths.run=$(NAME) $(ARGS)
 
 experiment: $(VENV)/installed  ## the same at 500 identities x 20 images, with recognisers trained on each set: hours
-	$(RUN) -m benchmarks.experiment $(ARGS)
+	$(RUN) -m experiments.experiment $(ARGS)
 
 test: $(VENV)/installed  ## every test, on the CPU
 	$(RUN) -m pytest

@@ -23,8 +23,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from config.load import load_config
-from utils import distributed, runs
-from utils.alignment import (
+from utils.faces.detection import FaceBatches, in_processes
+from utils.faces.folders import identity_folders
+from utils.faces.image_writer import ImageWriter, is_complete_png
+from utils.faces.template import (
     TEMPLATES,
     keep,
     merge_failures,
@@ -33,10 +35,9 @@ from utils.alignment import (
     write_failures,
     write_kept,
 )
-from utils.errors import UserError, run_script
-from utils.face_batches import FaceBatches, in_processes
-from utils.face_images import identity_folders
-from utils.image_writer import ImageWriter, is_complete_png
+from utils.runtime import files as runs
+from utils.runtime import ranks as distributed
+from utils.runtime.errors import UserError, run_script
 
 SAVE_SECONDS = 10  # between two writings of the failures
 

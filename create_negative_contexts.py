@@ -14,9 +14,10 @@ from dataclasses import asdict
 import numpy as np
 
 from config.load import load_config
-from utils import contexts as identity_contexts
-from utils import negatives, runs
-from utils.errors import run_script
+from utils.identities import contexts as identity_contexts
+from utils.identities import negatives
+from utils.runtime import files as runs
+from utils.runtime.errors import run_script
 
 
 def main() -> None:

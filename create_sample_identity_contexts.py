@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 
 from config.config import Contexts
 from config.load import load_config
-from utils import contexts as identity_contexts
-from utils import runs
-from utils.errors import run_script
-from utils.face_images import identity_folders
+from utils.faces.folders import identity_folders
+from utils.identities import contexts as identity_contexts
+from utils.runtime import files as runs
+from utils.runtime.errors import run_script
 
 RECOGNISER_MEND = "give the weights of a recogniser, or set contexts.source=uniform"
 STATISTICS_MEND = "train_diffusion.py writes such a file; or set contexts.source=uniform"
@@ -96,8 +96,8 @@ def make(settings: Contexts, device: str) -> tuple[list[str], np.ndarray]:
 def extract(settings: Contexts, device: str) -> tuple[list[str], np.ndarray]:
     """ids [N] and contexts [N, D] of the faces in `contexts.faces`, by the recogniser `contexts.recogniser`."""
     from models.published import load_backbone
-    from utils import distributed
-    from utils.embedding import embed
+    from utils.recognition.embedding import embed
+    from utils.runtime import ranks as distributed
 
     backbone, chosen = load_backbone(settings.recogniser), distributed.setup(device).device
     return identity_contexts.extract(settings.faces, per=settings.per, embed=lambda images: embed(

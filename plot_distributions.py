@@ -21,12 +21,14 @@ from matplotlib.figure import Figure
 from config.config import Config
 from config.load import load_config
 from models.published import load_backbone
-from utils import distributed, runs, scores
-from utils.alignment import read_kept
-from utils.embedding import embed
-from utils.errors import UserError, run_script
-from utils.face_images import listing, select
-from utils.figures import montage, save_figure
+from utils.evaluation import scores
+from utils.faces.folders import listing, select
+from utils.faces.template import read_kept
+from utils.recognition.embedding import embed
+from utils.runtime import files as runs
+from utils.runtime import ranks as distributed
+from utils.runtime.errors import UserError, run_script
+from utils.runtime.figures import montage, save_figure
 
 # NegFaceDiff (arXiv 2508.09661), its table of score distributions:
 # EER, FMR100, FMR1000, genuine mean and standard deviation, impostor mean and standard deviation, FDR.

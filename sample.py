@@ -17,13 +17,16 @@ from tqdm import tqdm
 
 from config.load import load_config
 from models import published
-from utils import contexts as contexts_files
-from utils import distributed, guidance, negatives, runs
-from utils.errors import UserError, run_script
-from utils.figures import contact_sheet
-from utils.generator import draw, to_uint8
-from utils.image_writer import ImageWriter, is_complete_png
-from utils.noise import gaussian
+from utils.diffusion import guidance
+from utils.diffusion.latent_diffusion import draw, to_uint8
+from utils.diffusion.noise import gaussian
+from utils.faces.image_writer import ImageWriter, is_complete_png
+from utils.identities import contexts as contexts_files
+from utils.identities import negatives
+from utils.runtime import files as runs
+from utils.runtime import ranks as distributed
+from utils.runtime.errors import UserError, run_script
+from utils.runtime.figures import contact_sheet
 
 SHEET_ROWS, SHEET_COLUMNS = 16, 10
 

@@ -25,11 +25,14 @@ from tqdm import tqdm
 from config.load import load_config
 from models.autoencoder import Autoencoder, to_published
 from models.published import load_backbone
-from utils import distributed, runs, training_faces
-from utils.augmentation import normalise
-from utils.errors import UserError, run_script
-from utils.figures import contact_sheet
-from utils.generator_training import (
+from utils.recognition.augmentation import normalise
+from utils.recognition.recogniser_training import faces as training_faces
+from utils.recognition.recogniser_training import read_lines, read_state
+from utils.runtime import files as runs
+from utils.runtime import ranks as distributed
+from utils.runtime.errors import UserError, run_script
+from utils.runtime.figures import contact_sheet
+from utils.training.loop import (
     Budget,
     Draws,
     average_gradients,
@@ -39,7 +42,6 @@ from utils.generator_training import (
     flat_then_cosine,
     held_out,
 )
-from utils.training import read_lines, read_state
 
 CONTINUOUS = 0.7  # of the training: then the encoder is frozen and latents are quantised
 LATENT_NOISE = 0.1  # keeps neighbouring latents alike

@@ -31,13 +31,19 @@ from config.load import load_config
 from models.published import EPS_PREFIX, load_backbone, load_diffusion, load_first_stage, schedule_tables
 from models.state_dicts import first_difference
 from models.unet import ConditionalUNet
-from utils import contexts as contexts_files
-from utils import distributed, runs, scores, training_faces
-from utils.augmentation import normalise
-from utils.errors import UserError, run_script
-from utils.figures import contact_sheet, save_figure
-from utils.generator import draw, eps_of_v, to_uint8
-from utils.generator_training import (
+from utils.diffusion.latent_diffusion import draw, eps_of_v, to_uint8
+from utils.diffusion.noise import gaussian
+from utils.diffusion.solvers import linear_betas
+from utils.evaluation import scores
+from utils.identities import contexts as contexts_files
+from utils.recognition.augmentation import normalise
+from utils.recognition.recogniser_training import faces as training_faces
+from utils.recognition.recogniser_training import read_lines, read_state, seed_step
+from utils.runtime import files as runs
+from utils.runtime import ranks as distributed
+from utils.runtime.errors import UserError, run_script
+from utils.runtime.figures import contact_sheet, save_figure
+from utils.training.loop import (
     Average,
     Budget,
     Draws,
@@ -49,9 +55,6 @@ from utils.generator_training import (
     held_out,
     warm_restarts,
 )
-from utils.noise import gaussian
-from utils.sampler import linear_betas
-from utils.training import read_lines, read_state, seed_step
 
 REPORT_SECONDS, SAVE_SECONDS = 60, 300
 VALIDATION_IDENTITIES, VALIDATION_IMAGES, VALIDATION_STEPS = 40, 4, 15  # DPM-Solver++ steps

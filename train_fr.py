@@ -22,10 +22,13 @@ from tqdm import tqdm
 
 from config.load import load_config
 from models import backbones, margin_heads
-from utils import distributed, face_images, runs, training
-from utils.alignment import read_kept
-from utils.augmentation import augment, normalise
-from utils.errors import UserError, run_script
+from utils.faces import folders as face_images
+from utils.faces.template import read_kept
+from utils.recognition import recogniser_training as training
+from utils.recognition.augmentation import augment, normalise
+from utils.runtime import files as runs
+from utils.runtime import ranks as distributed
+from utils.runtime.errors import UserError, run_script
 
 HEADS = {"cosface": margin_heads.CosFace, "arcface": margin_heads.ArcFace, "adaface": margin_heads.AdaFace}
 CHECK_STEPS = 20  # the loss is fetched from the device, shown and checked so often

@@ -18,12 +18,13 @@ import numpy as np
 from config.config import Config, Verify
 from config.load import load_config
 from models.published import load_backbone
-from utils import distributed, runs
-from utils.alignment import TEMPLATES, centre_crop, warp
-from utils.embedding import embed, read_aligned
-from utils.errors import UserError, run_script
-from utils.face_images import IMAGE_SUFFIXES, SIZE, read_image
-from utils.verification import ijb, read_bin, read_ijbc_meta, read_lfw_pairs, ten_fold
+from utils.evaluation.verification import ijb, read_bin, read_ijbc_meta, read_lfw_pairs, ten_fold
+from utils.faces.folders import IMAGE_SUFFIXES, SIZE, read_image
+from utils.faces.template import TEMPLATES, centre_crop, warp
+from utils.recognition.embedding import embed, read_aligned
+from utils.runtime import files as runs
+from utils.runtime import ranks as distributed
+from utils.runtime.errors import UserError, run_script
 
 BINS = {"LFW": "lfw", "AgeDB-30": "agedb_30", "CFP-FP": "cfp_fp", "CALFW": "calfw", "CPLFW": "cplfw"}
 FAR = {"IJB-C TAR@1e-5": 1e-5, "IJB-C TAR@1e-4": 1e-4}

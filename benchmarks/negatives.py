@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-from utils import contexts, negatives
+from utils.identities import contexts, negatives
 
 NUMBER, DIMENSION = 100_000, 512
 

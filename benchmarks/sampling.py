@@ -15,8 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.random_weights import networks
-from utils import distributed
-from utils.guidance import combine
+from utils.diffusion.guidance import combine
+from utils.runtime import ranks as distributed
 
 LATENT, CONTEXT = (3, 32, 32), 512
 

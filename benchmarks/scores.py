@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from utils.scores import score_distributions
+from utils.evaluation.scores import score_distributions
 
 NUMBER, DIMENSION, IMAGES_PER_IDENTITY = 50_000, 512, 50
 

@@ -18,10 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.sampling import matrix_rate, peak_memory, reset_peak
 from models import backbones
 from models.margin_heads import CosFace
-from utils import distributed
-from utils.augmentation import augment, normalise
-from utils.face_images import SIZE, FaceReader
-from utils.training import Trainer
+from utils.faces.folders import SIZE, FaceReader
+from utils.recognition.augmentation import augment, normalise
+from utils.recognition.recogniser_training import Trainer
+from utils.runtime import ranks as distributed
 
 IDENTITIES, EMBEDDING = 10_000, 512
 WARM_UP = 5  # steps that are not timed: compilation, choice of kernels

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from config.config import DEFAULT_PRESET, PRESETS, Config
-from utils.errors import UserError
+from utils.runtime.errors import UserError
 
 PUBLISHED_T = 1000  # diffusion steps of every published model
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}

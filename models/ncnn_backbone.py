@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils.errors import UserError
-from utils.runs import require_file
+from utils.runtime.errors import UserError
+from utils.runtime.files import require_file
 
 SHIFT = 8  # px between the shifted template and the one that the network knows
 

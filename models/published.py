@@ -14,10 +14,10 @@ from models.autoencoder import DECODER_PREFIXES, ENCODER_PREFIXES, Autoencoder, 
 from models.ncnn_backbone import NcnnBackbone
 from models.state_dicts import DOWNLOAD, first_difference, read_state_dict, read_torch
 from models.unet import ConditionalUNet
-from utils import contexts as context_files
-from utils.errors import UserError
-from utils.runs import require_file
-from utils.sampler import linear_betas
+from utils.diffusion.solvers import linear_betas
+from utils.identities import contexts as context_files
+from utils.runtime.errors import UserError
+from utils.runtime.files import require_file
 
 EPS_PREFIX = "eps_model."  # of the network's parameters; the schedule's tables have none
 LATENT_FACTOR = 4  # image size / latent size of the published first stage, VQ-f4; the diffusion folder does not tell
@@ -223,10 +223,10 @@ def load_contexts(file: Path | str) -> tuple[list[str], np.ndarray]:
     """Identity contexts: ids and [N, D] float32 of unit norm.
 
     Args:
-        file: what `utils.contexts.write` wrote (.npz); a published dict of vectors by identity, written by torch.save
-            whatever the file is called; or a plain .npy array [N, D], whose rows are then called 0, 1, ...
+        file: what `utils.identities.contexts.write` wrote (.npz); a published dict of vectors by identity, which torch.save
+            wrote, whatever the file is called; or a plain .npy array [N, D], whose rows are then called 0, 1, ...
     Raises:
-        UserError: the file is missing, damaged or would run code, or utils.contexts.check_contexts refuses it.
+        UserError: the file is missing, damaged or would run code, or utils.identities.contexts.check_contexts refuses it.
     """
     file = require_file(file, "the contexts", DOWNLOAD + ", or correct the setting")
     if file.suffix == ".npz":

@@ -18,9 +18,9 @@ from torch import nn
 from models.autoencoder import Autoencoder, to_published
 from models.published import EPS_PREFIX, schedule_tables
 from models.unet import ConditionalUNet
-from utils.errors import run_script
-from utils.runs import write_text, write_torch
-from utils.sampler import linear_betas
+from utils.diffusion.solvers import linear_betas
+from utils.runtime.errors import run_script
+from utils.runtime.files import write_text, write_torch
 
 ENCODER_FILE = "first_stage_encoder_state_dict.pt"
 DECODER_FILE = "first_stage_decoder_state_dict.pt"

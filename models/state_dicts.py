@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from utils.errors import UserError
-from utils.runs import require_file
+from utils.runtime.errors import UserError
+from utils.runtime.files import require_file
 
 DOWNLOAD = "download it again from its authors"
 

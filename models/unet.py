@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.errors import UserError
+from utils.runtime.errors import UserError
 
 GROUPS = 32  # of every group norm
 

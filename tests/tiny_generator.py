@@ -6,7 +6,7 @@ import sys
 import torch
 from torch import nn
 
-from utils.errors import run_script
+from utils.runtime.errors import run_script
 
 
 class TinyRecogniser(nn.Module):

@@ -4,7 +4,7 @@ from torch import nn
 
 import train_fr
 from models import backbones
-from utils.errors import run_script
+from utils.runtime.errors import run_script
 
 
 class TinyNet(nn.Module):

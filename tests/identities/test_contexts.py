@@ -1,0 +1,173 @@
+"""Contexts: drawing, extracting from faces, files and what is refused."""
+import cv2
+import numpy as np
+import pytest
+
+from utils.identities import contexts as identity_contexts
+from utils.runtime.errors import UserError
+
+# ---- drawing ---------------------------------------------------------------------------------------------------------
+
+def test_uniform_contexts_are_seeded_unit_and_spread_evenly():
+    contexts = identity_contexts.uniform(4000, 16, seed=3)
+    assert contexts.shape == (4000, 16) and contexts.dtype == np.float32
+    assert np.abs(np.linalg.norm(contexts.astype(np.float64), axis=1) - 1).max() < 1e-7
+    # On the unit sphere in D dimensions each coordinate has mean 0 and variance 1/D, and coordinates do not correlate.
+    assert np.abs(contexts.mean(axis=0)).max() < 5 * np.sqrt(1 / 16 / 4000)
+    assert np.allclose(np.cov(contexts.T), np.eye(16) / 16, atol=6e-3)
+    assert np.array_equal(contexts, identity_contexts.uniform(4000, 16, seed=3))
+    assert not np.array_equal(contexts, identity_contexts.uniform(4000, 16, seed=4))
+
+
+def test_more_contexts_begin_with_the_same_ones():
+    assert np.array_equal(identity_contexts.uniform(50, 8, seed=1), identity_contexts.uniform(90, 8, seed=1)[:50])
+
+
+# ---- crowding --------------------------------------------------------------------------------------------------------
+
+def test_crowding_is_each_ones_highest_cosine_to_another(monkeypatch):
+    contexts = identity_contexts.uniform(300, 16, seed=0)
+    contexts[250] = contexts[4]
+    exact = contexts.astype(np.float64) @ contexts.T.astype(np.float64)
+    np.fill_diagonal(exact, -np.inf)
+    monkeypatch.setattr(identity_contexts, "BLOCK_BYTES", 4 * 300 * 7)  # 7 rows a block, the last one short
+    crowding = identity_contexts.crowding(contexts)
+    assert np.allclose(crowding, exact.max(axis=1), atol=1e-6)
+    assert crowding.max() <= 1
+    assert identity_contexts.closest_pair(contexts, crowding) == (4, 250)
+
+
+# ---- from faces ------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def faces(tmp_path):
+    """Two identities with 3 and 2 faces, of one colour each (R, G, B)."""
+    colours = {"ann/a.png": (255, 0, 0), "ann/b.png": (0, 255, 0), "ann/c.png": (0, 255, 0),
+               "bob/a.png": (0, 0, 255), "bob/d.png": (255, 255, 255)}
+    for name, rgb in colours.items():
+        file = tmp_path / "faces" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        size = 128 if name.endswith("b.png") else 112
+        cv2.imwrite(str(file), np.full((size, size, 3), rgb[::-1], np.uint8))
+    return tmp_path / "faces"
+
+
+def mean_colour(images: list) -> np.ndarray:
+    """An embedding that can be worked by hand: the mean of each channel, 0 (black) to 2 (white)."""
+    return np.stack([identity_contexts.read_face(image) for image in images]).mean(axis=(1, 2)) / 127.5
+
+
+def test_extract_per_image(faces):
+    ids, contexts = identity_contexts.extract(faces, mean_colour, per="image")
+    assert ids == ["ann--a", "ann--b", "ann--c", "bob--a", "bob--d"]
+    expected = [[1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 1], np.full(3, 3 ** -0.5)]
+    assert contexts.dtype == np.float32 and np.allclose(contexts, expected, atol=1e-5)
+
+
+def test_extract_per_identity_is_the_normalised_mean_of_normalised_embeddings(faces):
+    ids, contexts = identity_contexts.extract(faces, mean_colour, per="identity")
+    assert ids == ["ann", "bob"]
+    bob = np.array([0, 0, 1]) + 3 ** -0.5
+    expected = [np.array([1, 2, 0]) / 5 ** 0.5, bob / np.linalg.norm(bob)]
+    assert contexts.dtype == np.float32 and np.allclose(contexts, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(56, 80), (112, 112), (250, 250)])
+def test_faces_of_any_size_are_read_as_rgb_at_112(tmp_path, size):
+    ramp = np.broadcast_to(np.linspace(0, 255, size[1])[None, :, None] * [0.0, 0.5, 1.0], (*size, 3))  # B, G, R
+    cv2.imwrite(str(tmp_path / "face.png"), np.rint(ramp).astype(np.uint8))
+    face = identity_contexts.read_face(tmp_path / "face.png")
+    assert face.shape == (112, 112, 3) and face.dtype == np.uint8
+    expected = np.interp((np.arange(112) + 0.5) / 112, (np.arange(size[1]) + 0.5) / size[1], np.linspace(0, 1, size[1]))
+    assert np.abs(face[5, 2:-2] - np.outer(expected, [255, 127.5, 0])[2:-2]).max() < 2.5
+
+
+def test_shrinking_does_not_alias(tmp_path):
+    checkers = np.indices((448, 448)).sum(axis=0) % 2 * 255
+    cv2.imwrite(str(tmp_path / "face.png"), checkers.astype(np.uint8))
+    assert np.ptp(identity_contexts.read_face(tmp_path / "face.png")) == 0  # grey, not a pattern
+
+
+def test_an_unreadable_image_is_named(faces):
+    (faces / "bob" / "a.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="bob/a.png: is not a readable image"):
+        identity_contexts.extract(faces, mean_colour)
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+def test_what_is_written_is_read_bit_for_bit(tmp_path):
+    contexts = identity_contexts.uniform(4, 8, seed=0)
+    ids = ["0", "11", "ann--a", "Zoë"]
+    identity_contexts.write(tmp_path / "c.npz", ids, contexts)
+    read_ids, read_contexts = identity_contexts.read(tmp_path / "c.npz", dimension=8)
+    assert read_ids == ids and np.array_equal(read_contexts, contexts) and read_contexts.dtype == np.float32
+    assert identity_contexts.digest(read_ids, read_contexts) == identity_contexts.digest(ids, contexts)
+
+
+def test_the_digest_sees_ids_values_and_order():
+    contexts = identity_contexts.uniform(3, 8, seed=0)
+    digests = {identity_contexts.digest(["a", "b", "c"], contexts), identity_contexts.digest(["a", "b", "d"], contexts),
+               identity_contexts.digest(["a", "b", "c"], contexts[::-1]),
+               identity_contexts.digest(["a", "b", "c"], -contexts)}
+    assert len(digests) == 4
+
+
+GOOD = identity_contexts.uniform(3, 8, seed=0)
+NAN, INFINITE, ZERO, LONG = (GOOD * np.where(np.arange(3) == 2, factor, 1)[:, None].astype(np.float32)
+                             for factor in (np.nan, np.inf, 0, 1.01))
+
+
+@pytest.mark.parametrize("ids, contexts, words", [
+    ("abc", NAN, "row 2 holds NaN or infinite values"),
+    ("abc", INFINITE, "row 2 holds NaN or infinite values"),
+    ("abc", ZERO, "row 2 is all zeros"),
+    ("abc", LONG, "'c' \\(row 2\\) is not of unit norm"),
+    ("abc", GOOD[:, :7] / np.linalg.norm(GOOD[:, :7], axis=1, keepdims=True), "7 wide, the diffusion model takes 8"),
+    ("abc", GOOD.ravel(), "not floats \\[N, D\\]"),
+    ("abc", GOOD.astype(np.int64), "not floats \\[N, D\\]"),
+    ("a", GOOD[:1], "holds 1 context"),
+    ("", GOOD[:0], "holds 0 context"),
+    ("ab", GOOD, "2 ids for 3 contexts"),
+    ("aba", GOOD, "the id 'a' occurs more than once"),
+    (["a", "b", "../c"], GOOD, "the id '../c' cannot name a folder"),
+    (["a", "b", "/c"], GOOD, "the id '/c' cannot name a folder"),
+    (["a", "b", ""], GOOD, "the id '' cannot name a folder"),
+])
+def test_unusable_contexts_are_refused_in_one_line(tmp_path, ids, contexts, words):
+    file = tmp_path / "c.npz"
+    np.savez(file, ids=np.array(list(ids), dtype=str), contexts=contexts)
+    with pytest.raises(UserError, match=f"c.npz: .*{words}.*; ") as refusal:
+        identity_contexts.read(file, dimension=8)
+    assert "\n" not in str(refusal.value)
+
+
+def test_unusable_contexts_are_not_written(tmp_path):
+    with pytest.raises(UserError, match="c.npz"):
+        identity_contexts.write(tmp_path / "c.npz", list("abc"), ZERO)
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_truncated_and_pickled_files_are_refused(tmp_path):
+    file = tmp_path / "c.npz"
+    with pytest.raises(UserError, match="c.npz: no such file .*create_sample_identity_contexts.py"):
+        identity_contexts.read(file)
+    identity_contexts.write(file, list("abc"), GOOD)
+    file.write_bytes(file.read_bytes()[:-50])
+    with pytest.raises(UserError, match="c.npz: is not a readable .npz"):
+        identity_contexts.read(file)
+    np.savez(file, ids=np.array(["a", {"b": 1}, "c"], dtype=object), contexts=GOOD)
+    with pytest.raises(UserError, match="c.npz: is not a readable .npz"):
+        identity_contexts.read(file)
+
+
+def test_gaussian_contexts_have_the_directions_of_real_ones():
+    generator = np.random.default_rng(0)
+    axes = generator.standard_normal((6, 6))
+    mean, covariance = generator.standard_normal(6) * 0.3, axes @ axes.T * 0.01
+    drawn = identity_contexts.gaussian(20_000, mean, covariance, seed=4)
+    direct = identity_contexts.normalise(generator.multivariate_normal(mean, covariance, 20_000))
+    np.testing.assert_allclose(drawn.mean(axis=0), direct.mean(axis=0), atol=0.01)
+    np.testing.assert_allclose(np.cov(drawn.T), np.cov(direct.T), atol=0.01)
+    np.testing.assert_allclose(np.linalg.norm(drawn, axis=1), 1, atol=1e-6)
+    np.testing.assert_array_equal(identity_contexts.gaussian(5, mean, covariance, seed=4), drawn[:5])

@@ -1,0 +1,81 @@
+"""DynUnc against tables worked by hand."""
+import numpy as np
+import pytest
+
+from utils.recognition.dynunc import dynamic_uncertainty, keep_list
+from utils.runtime.errors import UserError
+
+# Four epochs, windows of three. The standard deviations (ddof 1) of the two windows, by hand:
+#   image 0: (.1 .2 .3) -> .1          (.2 .3 .4) -> .1                  mean .1
+#   image 1: (.5 .5 .5) -> 0           (.5 .5 .8) -> sqrt(.03) = .173205 mean .0866025
+#   image 2: (0 1 0)    -> sqrt(1/3)   (1 0 1)    -> sqrt(1/3)           mean .5773503
+#   image 3: (.4 .4 .4) -> 0           (.4 .4 .4) -> 0                   mean 0
+TABLE = np.array([[0.1, 0.5, 0.0, 0.4],
+                  [0.2, 0.5, 1.0, 0.4],
+                  [0.3, 0.5, 0.0, 0.4],
+                  [0.4, 0.8, 1.0, 0.4]])
+BY_HAND = [0.1, np.sqrt(0.03) / 2, np.sqrt(1 / 3), 0.0]
+
+
+def test_scores_equal_the_table_worked_by_hand():
+    np.testing.assert_allclose(dynamic_uncertainty(TABLE, window=3), BY_HAND, atol=1e-12)
+
+
+def test_the_window_of_the_paper_is_ten_epochs():
+    rng = np.random.default_rng(0)
+    p = rng.random((14, 5))
+    expected = [np.mean([np.std(p[j : j + 10, image], ddof=1) for j in range(5)]) for image in range(5)]
+    np.testing.assert_allclose(dynamic_uncertainty(p), expected, atol=1e-12)
+
+
+def test_an_epoch_that_did_not_show_the_image_is_left_out():
+    # windows (.2 - .4): sqrt(.02);  (- .4 .4): 0
+    p = np.array([[0.2], [np.nan], [0.4], [0.4]])
+    np.testing.assert_allclose(dynamic_uncertainty(p, window=3), [np.sqrt(0.02) / 2], atol=1e-12)
+    # windows (.2 - -): too few;  (- - .4): too few;  (- .4 .7): sqrt(.045)
+    p = np.array([[0.2], [np.nan], [np.nan], [0.4], [0.7]])
+    np.testing.assert_allclose(dynamic_uncertainty(p, window=3), [np.sqrt(0.045)], atol=1e-12)
+
+
+def test_an_image_never_measured_is_refused_by_number():
+    p = np.array([[0.1, 0.2], [0.3, np.nan], [0.5, np.nan]])
+    with pytest.raises(UserError, match="image 1"):
+        dynamic_uncertainty(p, window=2)
+
+
+def test_a_memory_map_in_blocks_equals_the_whole(tmp_path, monkeypatch):
+    p = np.random.default_rng(1).random((12, 50)).astype(np.float32)
+    np.save(tmp_path / "p.npy", p)
+    whole = dynamic_uncertainty(p, window=4)
+    monkeypatch.setattr("utils.recognition.dynunc.COLUMN_BLOCK", 7)
+    np.testing.assert_array_equal(dynamic_uncertainty(np.load(tmp_path / "p.npy", mmap_mode="r"), window=4), whole)
+
+
+@pytest.mark.parametrize("window", [1, 5])
+def test_a_window_that_does_not_fit_is_refused(window):
+    with pytest.raises(UserError, match="window"):
+        dynamic_uncertainty(TABLE, window)
+
+
+def test_keep_lists_equal_the_table():
+    scores = np.array(BY_HAND)
+    assert keep_list(scores, 0.25).tolist() == [2]
+    assert keep_list(scores, 0.5).tolist() == [0, 2]
+    assert keep_list(scores, 0.75).tolist() == [0, 1, 2]
+    assert keep_list(scores, 1.0).tolist() == [0, 1, 2, 3]
+    assert keep_list(scores, 0.01).tolist() == [2]
+
+
+def test_equal_scores_keep_the_first_images():
+    assert keep_list(np.array([0.5, 0.1, 0.5, 0.5, 0.9]), 0.6).tolist() == [0, 2, 4]
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.1, float("nan")])
+def test_a_fraction_out_of_range_is_refused(fraction):
+    with pytest.raises(UserError, match="fraction"):
+        keep_list(np.array(BY_HAND), fraction)
+
+
+def test_scores_that_are_not_finite_are_refused():
+    with pytest.raises(UserError, match="finite"):
+        keep_list(np.array([0.1, np.nan]), 0.5)

@@ -1,0 +1,171 @@
+"""align.py on drawn faces, and on some of LFW where it is at hand."""
+import csv
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import align
+from tests.drawn_face import draw_face, landmarks_at
+from utils.faces.folders import read_image
+from utils.faces.template import ARCFACE, TEMPLATES, read_kept, similarity_transform
+from utils.runtime.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+SHARED = Path(os.environ.get("SHARED_DIR", ROOT / ".." / "shared"))
+LFW = SHARED / "data" / "lfw" / "lfw-deepfunneled.tar"
+
+
+def save(file: Path, image: np.ndarray) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(file)
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    """Three identities: `Ann` with three faces, `Bé  b` with two and three failures, `Cy` with one face."""
+    folder = tmp_path / "my images"
+    for k, size in enumerate((250, 64, 128)):
+        save(folder / "Ann" / f"{k}.png", draw_face(size))
+    save(folder / "Bé  b" / "first é.jpg", draw_face(250))
+    save(folder / "Bé  b" / "second.png", draw_face(300))
+    save(folder / "Bé  b" / "noise.png", np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8))
+    (folder / "Bé  b" / "torn.png").write_bytes((folder / "Bé  b" / "second.png").read_bytes()[:2000])
+    (folder / "Bé  b" / "text.jpg").write_text("no image")
+    save(folder / "Cy" / "0.png", draw_face(250))
+    return folder
+
+
+@pytest.fixture
+def run(images, monkeypatch, capsys):
+    """Run align.py's main with settings; returns the run's folder of aligned faces and what was printed."""
+    def run_with(*settings: str) -> tuple[Path, str]:
+        monkeypatch.setattr(sys, "argv", ["align.py", "device=cpu", f"paths.output={images.parent / 'out'}",
+                                          "paths.run=test", f"align.images={images}", "align.processes=1",
+                                          "align.keep_images=2", *settings])
+        align.main()
+        return images.parent / "out" / "test" / "aligned", capsys.readouterr().out
+    return run_with
+
+
+def failures(aligned: Path) -> dict[tuple[str, str], str]:
+    with open(aligned / "failures.csv", encoding="utf-8", newline="") as file:
+        return {(row["identity"], row["image"]): row["reason"] for row in csv.DictReader(file)}
+
+
+def faces(aligned: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(aligned)): file.read_bytes() for file in aligned.glob("*/*.png")}
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_faces_lie_on_the_template(run, images, template):
+    aligned, _ = run(f"align.template={template}")
+    for size, k in ((250, 0), (64, 1), (128, 2)):
+        face = read_image(aligned / "Ann" / f"{k}.png").astype(float)
+        assert face.shape == (112, 112, 3)
+        shape = similarity_transform(landmarks_at(size), ARCFACE)
+        eyes = landmarks_at(size)[:2] @ shape[:, :2].T + shape[:, 2] + (TEMPLATES[template] - ARCFACE)[:2]
+        for x, y in eyes:  # the pupil is the darkest place around
+            x, y = round(x), round(y)
+            around = face[y - 6:y + 7, x - 6:x + 7].sum(axis=2)
+            dark = np.argwhere(around < around.min() + 60).mean(axis=0) - 6
+            assert np.abs(dark).max() < 3.5
+
+
+def test_failures_are_listed_with_their_reasons_and_the_selection_is_kept(run):
+    aligned, printed = run()
+    reasons = failures(aligned)
+    assert list(reasons) == [("Bé  b", "noise.png"), ("Bé  b", "text.jpg"), ("Bé  b", "torn.png")]
+    assert reasons["Bé  b", "noise.png"] == "no face found"
+    assert all(reasons["Bé  b", name].startswith("is not a readable image") for name in ("text.jpg", "torn.png"))
+    assert sorted(faces(aligned)) == ["Ann/0.png", "Ann/1.png", "Ann/2.png", "Bé  b/first é.png", "Bé  b/second.png",
+                                      "Cy/0.png"]
+    assert read_kept(aligned) == {"Ann": [aligned / "Ann" / "0.png", aligned / "Ann" / "1.png"],
+                                  "Bé  b": [aligned / "Bé  b" / "first é.png", aligned / "Bé  b" / "second.png"]}
+    assert "6 of 9 faces aligned (66.67%), 3 failed" in printed
+    assert "2 of 3 identities have 2 or more faces, 2 of them are kept" in printed
+
+
+def test_running_again_leaves_done_and_failed_images_alone_and_selects_anew(run, images, monkeypatch):
+    aligned, _ = run()
+    before = {file: file.stat().st_mtime_ns for file in aligned.glob("*/*.png")}
+    assert len(before) == 6
+    tried = []
+    monkeypatch.setattr(align.FaceBatches, "__getitem__", lambda work, number: tried.append(work.batches[number]))
+    run("align.keep_images=3", "align.keep_identities=1")
+    assert not tried and {file: file.stat().st_mtime_ns for file in aligned.glob("*/*.png")} == before
+    assert {name: len(files) for name, files in read_kept(aligned).items()} == {"Ann": 3}
+    monkeypatch.undo()
+    assert len(failures(aligned)) == 3
+
+
+def test_half_a_face_is_made_again_and_new_images_are_added(run, images):
+    aligned, _ = run()
+    whole = faces(aligned)
+    (aligned / "Ann" / "1.png").write_bytes(whole["Ann/1.png"][:-20])
+    run()
+    assert faces(aligned) == whole
+    save(images / "Cy" / "1.png", draw_face(250))
+    run()
+    assert faces(aligned).keys() - whole.keys() == {"Cy/1.png"} and faces(aligned).items() >= whole.items()
+
+
+def test_a_folder_made_with_other_settings_is_refused(run):
+    aligned, _ = run()
+    for setting in ("align.template=arcface_shifted", "align.minimum_face=40"):
+        with pytest.raises(UserError, match=f"made with {setting.split('=')[0]} = .*paths.run"):
+            run(setting)
+    assert len(faces(aligned)) == 6
+
+
+def test_two_images_that_would_be_one_face_are_refused(run, images):
+    save(images / "Ann" / "0.jpg", draw_face(64))
+    with pytest.raises(UserError, match="0.png: would be aligned to the same file as 0.jpg"):
+        run()
+
+
+def test_a_run_without_samples_says_what_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["align.py", "device=cpu", f"paths.output={tmp_path}", "paths.run=none"])
+    with pytest.raises(UserError, match=r"none/samples: no such folder"):
+        align.main()
+
+
+def test_killed_and_continued_and_split_in_processes_the_faces_are_the_same(run, images):
+    for k in range(40):
+        save(images / "Di" / f"{k:02}.png", draw_face(230 + k))
+    aligned, _ = run("align.batch_size=4")
+    reference, reasons = faces(aligned), failures(aligned)
+    assert len(reference) == 46
+
+    command = [sys.executable, "align.py", "device=cpu", f"paths.output={images.parent / 'out'}", "paths.run=killed",
+               f"align.images={images}", "align.batch_size=4", "align.processes=2", "align.keep_images=2"]
+    killed = images.parent / "out" / "killed" / "aligned"
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(faces(killed)) < 3 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    done = faces(killed)
+    assert 3 <= len(done) < 46 and done.items() <= reference.items()
+
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    assert faces(killed) == reference and failures(killed) == reasons
+    assert not list(killed.glob("failures.rank*"))
+
+
+@pytest.mark.skipif(not LFW.is_file(), reason="LFW is not at hand: put it into SHARED_DIR/data/lfw")
+def test_faces_of_lfw(run, images):
+    with tarfile.open(LFW) as archive:
+        members = [member for member, _ in zip(archive, range(40), strict=False) if member.name.endswith(".jpg")][:24]
+        archive.extractall(images.parent / "lfw", members, filter="data")
+    aligned, printed = run(f"align.images={images.parent / 'lfw' / 'lfw-deepfunneled'}")
+    assert f"{len(members)} of {len(members)} faces aligned (100.00%)" in printed and len(members) >= 12

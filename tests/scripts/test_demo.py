@@ -1,0 +1,76 @@
+"""The embedded miniature: contexts drawn like real ones, faces of the right size, identities that a negative sets apart."""
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from facenet_pytorch import MTCNN
+
+from config.config import Config
+from experiments import demo
+from models.published import load_backbone, load_diffusion, load_first_stage
+from utils.diffusion.latent_diffusion import draw, to_uint8
+from utils.diffusion.noise import gaussian
+from utils.diffusion.solvers import linear_betas
+from utils.evaluation import scores
+from utils.identities import contexts, negatives
+from utils.recognition.recogniser_training import faces as training_faces
+from utils.runtime.files import read_npz
+
+DEMO = Path(__file__).parents[2] / "models" / "demo"
+IDENTITIES, IMAGES, STEPS = 8, 4, Config().sampling.steps
+LABELS = np.repeat(np.arange(IDENTITIES), IMAGES)
+
+
+@pytest.fixture(scope="module")
+def drawn() -> dict[str, torch.Tensor]:
+    """Images [32, 3, 64, 64] in [-1, 1] of eight drawn identities, w = 0 and Far-Neg at 0.5, from the same noise."""
+    unet, settings = load_diffusion(DEMO)
+    first_stage = load_first_stage(DEMO / "first_stage_encoder.safetensors", DEMO / "first_stage_decoder.safetensors")
+    c = contexts.gaussian(IDENTITIES, **read_npz(DEMO / "context_statistics.npz", ("mean", "covariance")), seed=0)
+    far, _ = negatives.select(c, "far")
+    numbers = np.tile(np.arange(IMAGES), IDENTITIES).tolist()
+
+    @torch.no_grad()
+    def images(w: float) -> torch.Tensor:
+        x_0 = draw(unet, torch.from_numpy(c[LABELS]), torch.from_numpy(c[far[LABELS]]) if w else None, lambda t: w,
+                   lambda t: gaussian(42, LABELS.tolist(), numbers, t, settings["latent_shape"]), "dpm++", STEPS,
+                   linear_betas(), prediction=settings["prediction"])
+        return first_stage.decode(x_0).clamp(-1, 1)
+
+    return {"w0": images(0), "far": images(0.5)}
+
+
+def test_a_negative_context_sets_identities_apart(drawn):
+    recogniser = load_backbone(Config().scores.recogniser)
+    with torch.no_grad():
+        fdr = {name: scores.metrics(scores.score_distributions(
+            recogniser(training_faces.of_canvas(images, Config().training.margin), "arcface").numpy(), LABELS,
+            torch.device("cpu")))["fdr"] for name, images in drawn.items()}
+    assert fdr["w0"] > 1 and fdr["far"] > 1.5 * fdr["w0"]
+
+
+def test_faces_are_found(drawn):
+    images = torch.nn.functional.interpolate(drawn["far"], scale_factor=2, mode="bilinear")
+    boxes, probabilities = MTCNN(min_face_size=30).detect(to_uint8(images).numpy())
+    assert sum(box is not None for box in boxes) >= 31
+
+
+def test_make_demo_runs_every_stage(tmp_path, monkeypatch):
+    small = ("sampling.identities=8", "sampling.images_per_identity=3", "sampling.steps=6", "fr.backbone=mobilefacenet",
+             "fr.images_per_identity=3", "fr.batch_size=8", "fr.epochs=1", "scores.bootstrap=0",
+             "sampling.precision=fp32")  # the same faces on every kind of processor
+    monkeypatch.setattr("sys.argv", ["demo", f"paths.output={tmp_path}", "device=cpu", *small])
+    demo.main()
+    rows = (tmp_path / "demo/scores/recogniser/table.md").read_text().splitlines()[2:]
+    fdr = {row.split(" | ")[0].strip("| "): float(row.split(" | ")[6]) for row in rows}
+    assert min(fdr[strategy] for strategy in ("null", "close", "rand", "mid", "far")) > fdr["w0"] > 0.5
+    assert (tmp_path / "demo/far/fr/cosface-mobilefacenet/backbone.safetensors").is_file()
+
+
+def test_the_files_are_small_and_have_a_card():
+    assert sum(file.stat().st_size for file in DEMO.rglob("*")) < 40e6
+    card = (DEMO / "CARD.md").read_text(encoding="utf-8")
+    for file in DEMO.iterdir():
+        if file.suffix in (".safetensors", ".npz"):
+            assert file.name in card

@@ -1,0 +1,251 @@
+"""sample.py as people run it: small random weights in the published layout, real files, real kills."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import create_negative_contexts
+import create_sample_identity_contexts
+import sample
+from models import published, random_weights
+from utils.diffusion import guidance
+from utils.diffusion import latent_diffusion as generator
+from utils.diffusion import solvers as sampler
+from utils.diffusion.noise import gaussian
+from utils.identities.contexts import uniform
+from utils.runtime.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+CONTEXTS = 12
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("weights") / "tiny"
+    random_weights.write(folder, "small", seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(weights, tmp_path_factory) -> list[str]:
+    """Overrides for a small run whose contexts and negatives exist; paths.run is up to the test."""
+    output = tmp_path_factory.mktemp("output")
+    overrides = [
+        f"paths.output={output}", "device=cpu", "contexts.source=uniform", "contexts.dimension=512",
+        f"contexts.number={CONTEXTS}", f"model.diffusion={weights}",
+        f"model.first_stage_encoder={weights / 'first_stage_encoder_state_dict.pt'}",
+        f"model.first_stage_decoder={weights / 'first_stage_decoder_state_dict.pt'}",
+        "sampling.identities=3", "sampling.images_per_identity=3", "sampling.batch_size=4", "sampling.steps=3",
+        "sampling.precision=fp32"]
+    for script, extra in ((create_sample_identity_contexts, []), (create_negative_contexts, []),
+                          (create_negative_contexts, ["negatives.strategy=null"])):
+        run(script, *overrides, *extra)
+    return overrides
+
+
+def run(script, *arguments: str) -> None:
+    before, sys.argv = sys.argv, [f"{script.__name__}.py", *arguments]
+    try:
+        script.main()
+    finally:
+        sys.argv = before
+
+
+def command(*arguments: str, torchrun: int = 0) -> list[str]:
+    launcher = [sys.executable]
+    if torchrun:
+        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={torchrun}", "--standalone"]
+    return [*launcher, "sample.py", *arguments]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def images(settings: list[str], name: str) -> dict[str, bytes]:
+    folder = Path(settings[0].removeprefix("paths.output=")) / name
+    return {str(file.relative_to(folder / "samples")): file.read_bytes() for file in folder.glob("samples/*/*.png")}
+
+
+@pytest.fixture(scope="module")
+def reference(settings) -> dict[str, bytes]:
+    """An undisturbed run's images: 3 identities x 3."""
+    run(sample, *settings, "paths.run=reference")
+    return images(settings, "reference")
+
+
+def test_a_run_leaves_images_sheet_and_record(settings, reference):
+    assert sorted(reference) == [f"{i:06d}/{k}.png" for i in range(3) for k in range(3)]
+    folder = Path(settings[0].removeprefix("paths.output=")) / "reference"
+    pixels = np.asarray(Image.open(folder / "samples" / "000000" / "0.png"))
+    assert pixels.shape == (64, 64, 3) and pixels.std() > 5
+    assert len(set(reference.values())) == 9
+    assert Image.open(folder / "contact_sheet.png").size == (3 * 96, 3 * 96)
+    record = json.loads((folder / "run.json").read_text())
+    assert record["config"]["guidance"]["w"] == 0.5
+    assert torch.__version__.startswith(record["versions"]["torch"])
+    assert [len(digest) for digest in record["decides"]["weights"]] == [64, 64, 64]
+    assert not list(folder.rglob("*.part"))
+
+
+def test_w_0_equals_the_baseline_bit_for_bit_and_costs_one_pass(settings, weights, reference, monkeypatch):
+    calls = []
+    forward = published.ConditionalUNet.forward
+    monkeypatch.setattr(published.ConditionalUNet, "forward",
+                        lambda self, x, t, c: calls.append((len(x), len(c))) or forward(self, x, t, c))
+    run(sample, *settings, "guidance.w=0", "paths.run=w0")
+    assert calls == [(4, 4)] * 9  # three batches of four, three steps, no second context
+    off = images(settings, "w0")
+    assert off.keys() == reference.keys() and all(off[name] != reference[name] for name in off)
+
+    unet, model = published.load_diffusion(weights)
+    contexts = torch.from_numpy(uniform(CONTEXTS, 512, 0))[[0, 0, 0, 1]]
+
+    def noise(t):
+        return gaussian(42, [0, 0, 0, 1], [0, 1, 2, 0], t, model["latent_shape"])
+
+    with torch.inference_mode():
+        def eps(x_t, t):
+            return unet(x_t, torch.full((4,), t), contexts)
+
+        def draw(c_neg, w):
+            return generator.draw(unet, contexts, c_neg, w, noise, "ddpm", 5, model["betas"])
+
+        plain = sampler.sample(eps, noise(model["T"]), "ddpm", 5, noise, betas=model["betas"])
+        assert torch.equal(draw(None, lambda t: 0.5), plain)
+        assert torch.equal(draw(-contexts, guidance.schedule("constant", 0.0, 1000)), plain)
+        assert not torch.equal(draw(-contexts, guidance.schedule("constant", 0.5, 1000)), plain)
+
+
+def test_bytes_do_not_depend_on_neighbours(settings, reference):
+    """The same batch shape, other fellows in the batch, other places in it, another order of work."""
+    run(sample, *settings, "paths.run=larger", "sampling.identities=5", "sampling.images_per_identity=4")
+    larger = images(settings, "larger")
+    assert len(larger) == 20 and {name: larger[name] for name in reference} == reference
+
+
+def test_running_again_does_nothing_and_mends_what_is_missing_or_half_written(settings, reference):
+    run(sample, *settings, "paths.run=again")
+    folder = Path(settings[0].removeprefix("paths.output=")) / "again" / "samples"
+    half, gone, kept = folder / "000000" / "1.png", folder / "000002" / "2.png", folder / "000001" / "0.png"
+    half.write_bytes(half.read_bytes()[:-20])
+    gone.unlink()
+    before = kept.stat().st_mtime_ns
+    run(sample, *settings, "paths.run=again")
+    assert images(settings, "again") == reference and kept.stat().st_mtime_ns == before
+
+
+def test_two_ranks_draw_the_same_bytes(settings, reference):
+    subprocess.run(command(*settings, "paths.run=ranks", torchrun=2), cwd=ROOT, env=environment(), check=True,
+                   capture_output=True, timeout=240)
+    assert images(settings, "ranks") == reference
+
+
+def test_killed_and_resumed_draws_the_same_bytes(settings, reference):
+    arguments = command(*settings, "paths.run=killed", "sampling.batch_size=4")
+    process = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL,
+                               stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not images(settings, "killed") and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 0 < len(images(settings, "killed")) <= 9
+    run(sample, *settings, "paths.run=killed")
+    assert images(settings, "killed") == reference
+
+
+@pytest.mark.parametrize("solver", ["ddpm", "ddim", "dpm++"])
+def test_latents_across_batch_shapes(weights, solver, record_property):
+    """In fp32 the final latents agree to 1e-3; codes that flip are counted."""
+    unet, model = published.load_diffusion(weights)
+    autoencoder = published.load_first_stage(weights / "first_stage_encoder_state_dict.pt",
+                                             weights / "first_stage_decoder_state_dict.pt")
+    contexts = torch.from_numpy(uniform(CONTEXTS, 512, 0))
+
+    def latents(batch: list[int]) -> torch.Tensor:
+        with torch.inference_mode():
+            return generator.draw(unet, contexts[batch], contexts[[i + 1 for i in batch]], lambda t: 0.5,
+                               lambda t: gaussian(42, batch, [0] * len(batch), t, model["latent_shape"]),
+                               solver, 50, model["betas"])
+
+    together = latents(list(range(8)))
+    alone = torch.cat([latents([i]) for i in range(8)])
+    assert (together - alone).abs().max() < 1e-3
+    flipped = (autoencoder.codes(together) != autoencoder.codes(alone)).float().mean().item()
+    record_property("flipped_codes", flipped)
+    assert flipped < 0.005
+
+
+def test_bf16_stays_close_to_fp32(settings, reference):
+    """bf16 keeps 8 bits of the networks' values: the pictures are the same to the eye, not to the byte."""
+    run(sample, *settings, "paths.run=bf16", "sampling.precision=bf16")
+    folder = Path(settings[0].removeprefix("paths.output="))
+    differences = [np.abs(np.asarray(Image.open(folder / "bf16" / "samples" / name)).astype(int)
+                          - np.asarray(Image.open(folder / "reference" / "samples" / name))).mean()
+                   for name in reference]
+    assert 0 < np.mean(differences) < 8  # of 255
+
+
+@pytest.mark.parametrize("override, words", [
+    ("guidance.w=1", ["reference", "w = 0.5", "1.0", "paths.run"]),
+    ("sampling.seed=7", ["reference", "seed", "paths.run"]),
+    ("negatives.strategy=null", ["reference", "negatives", "paths.run"]),
+])
+def test_a_folder_made_with_other_settings_is_refused(settings, reference, override, words):
+    with pytest.raises(UserError) as caught:
+        run(sample, *settings, "paths.run=reference", override)
+    assert all(word in str(caught.value) for word in words)
+    assert images(settings, "reference") == reference
+
+
+@pytest.mark.parametrize("override, words", [
+    ("contexts.number=13", ["uniform-13x512", "create_sample_identity_contexts.py"]),
+    ("negatives.strategy=mid", ["negatives-mid.npz", "create_negative_contexts.py"]),
+    ("negatives.pool=5", ["negatives-far.npz", "negatives.pool = 0", "create_negative_contexts.py"]),
+    ("model.diffusion=nowhere", ["nowhere"]),
+    ("model.first_stage_decoder=nowhere.pt", ["nowhere.pt"]),
+    ("model.step=70000", ["70000"]),
+    ("sampling.steps=1001", ["sampling.steps", "1000"]),
+])
+def test_what_is_missing_is_named(settings, override, words):
+    with pytest.raises(UserError) as caught:
+        run(sample, *settings, "paths.run=refused", override)
+    assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words)
+    assert not images(settings, "refused")
+
+
+def test_a_failure_is_one_line_and_exit_code_2(settings):
+    result = subprocess.run(command(*settings, "paths.run=refused", "sampling.stepz=3"), cwd=ROOT, env=environment(),
+                            capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr == "error: sampling.stepz: is no setting; did you mean sampling.steps?\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")
+def test_a_full_disk(settings, tmp_path):
+    """On a disk of 200 kB: one line, exit code 2, no part files; with room made, the run continues."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("cannot mount a tmpfs here")
+    try:
+        output = Path(settings[0].removeprefix("paths.output="))
+        subprocess.run(["cp", "-r", output / "contexts", disk], check=True)
+        result = subprocess.run(command(*settings, f"paths.output={disk}", "paths.run=full",
+                                        "sampling.images_per_identity=9"),
+                                cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240)
+        lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert result.returncode == 2 and len(lines) == 1
+        assert "No space left" in lines[0] and ".png" in lines[0] and "continues" in lines[0]
+        assert not list(disk.rglob("*.part")) and "Traceback" not in result.stderr
+    finally:
+        subprocess.run(["umount", disk], check=True)

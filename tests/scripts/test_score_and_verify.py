@@ -1,0 +1,251 @@
+"""plot_distributions.py and verify_fr.py on patterns in place of faces, with a small random recogniser."""
+import io
+import json
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import plot_distributions
+import verify_fr
+from models.backbones import MobileFaceNet
+from utils.evaluation.verification import ijb, ten_fold
+from utils.faces.template import TEMPLATES, centre_crop, warp, write_kept
+from utils.runtime import files as runs
+from utils.runtime.errors import UserError
+
+PEOPLE, IMAGES = 12, 4
+
+
+def run(script, *arguments: str) -> None:
+    before, sys.argv = sys.argv, [f"{script.__name__}.py", *arguments]
+    try:
+        script.main()
+    finally:
+        sys.argv = before
+
+
+def picture(person: int, number: int, size: int = 112) -> np.ndarray:
+    """[size, size, 3] uint8: a pattern of the person's own, a little different in each image."""
+    own = np.random.default_rng(person).integers(0, 256, (7, 7, 3))
+    other = np.random.default_rng(1000 * person + number).integers(0, 256, (7, 7, 3))
+    pattern = (0.7 * own + 0.3 * other).astype(np.uint8)
+    return np.asarray(Image.fromarray(pattern).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def png(image: np.ndarray) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(image).save(data, "PNG")
+    return data.getvalue()
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory) -> Path:
+    """An output folder with a recogniser and one aligned run, `run`: PEOPLE identities x IMAGES."""
+    output = tmp_path_factory.mktemp("output")
+    torch.manual_seed(0)
+    torch.save(MobileFaceNet(num_features=32).state_dict(), output / "recogniser.pth")
+    aligned = output / "run" / "aligned"
+    kept = {f"p{i:02d}": [aligned / f"p{i:02d}" / f"{k}.png" for k in range(IMAGES)] for i in range(PEOPLE)}
+    for i, files in enumerate(kept.values()):
+        for k, file in enumerate(files):
+            runs.write_bytes(file, png(picture(i, k)))
+    write_kept(aligned, kept)
+    runs.write_json(aligned / "align.json", {"decides": {"align.template": "arcface_shifted"}})
+    runs.write_json(output / "run" / "run.json", {"decides": {}, "config": {
+        "guidance": {"w": 0.5, "schedule": "constant"}, "negatives": {"strategy": "far"}}})
+    return output
+
+
+@pytest.fixture(scope="module")
+def settings(output) -> list[str]:
+    recogniser = output / "recogniser.pth"
+    return [f"paths.output={output}", "paths.run=run", "device=cpu", f"scores.recogniser={recogniser}",
+            f"verify.backbone={recogniser}", "scores.bootstrap=50"]
+
+
+@pytest.fixture(scope="module")
+def backbone(output) -> MobileFaceNet:
+    network = MobileFaceNet(num_features=32)
+    network.load_state_dict(torch.load(output / "recogniser.pth", weights_only=True))
+    return network.eval()
+
+
+def embed(backbone: MobileFaceNet, faces: list[np.ndarray], template: str) -> np.ndarray:
+    """Embedding and mirror image's, [N, 64], written out."""
+    x = torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.inference_mode():
+        return torch.cat([backbone(x, template), backbone(x.flip(3), template)], dim=1).numpy()
+
+
+# ---- stage 5 ---------------------------------------------------------------------------------------------------------
+
+def test_scores_of_a_run(output, settings, backbone, capsys):
+    run(plot_distributions, *settings)
+    folder = output / "run" / "scores" / "recogniser"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    saved = np.load(folder / "embeddings.npz", allow_pickle=False)
+    faces = [picture(i, k) for i in range(PEOPLE) for k in range(IMAGES)]
+    expected = embed(backbone, faces, "arcface_shifted")[:, :32]
+    assert np.abs(saved["embeddings"] - expected).max() < 1e-4
+    assert saved["paths"][5] == "p01/1.png"
+
+    unit = expected.astype(np.float64) / np.linalg.norm(expected, axis=1, keepdims=True)
+    cosines, person = unit @ unit.T, np.repeat(np.arange(PEOPLE), IMAGES)
+    upper = np.triu(np.ones_like(cosines, dtype=bool), 1)
+    genuine = cosines[upper & (person[:, None] == person)]
+    impostor = cosines[upper & (person[:, None] != person)]
+    assert (metrics["genuine_pairs"], metrics["impostor_pairs"]) == (len(genuine), len(impostor)) == (72, 1056)
+    fdr = (genuine.mean() - impostor.mean()) ** 2 / (genuine.var() + impostor.var())
+    assert metrics["fdr"] == pytest.approx(fdr, rel=1e-4)
+    low, high = metrics["intervals"]["fdr"]
+    assert low < metrics["fdr"] * 1.2 and high > metrics["fdr"] * 0.8 and low < high
+    assert Image.open(folder / "distributions.png").size[0] > 500
+    printed = capsys.readouterr().out
+    assert f"{metrics['fdr']:.3f}" in printed and "| paper: far | 0.0390 | 0.0780 | 0.1790 |" in printed
+    assert "most similar identities" in printed
+
+
+def test_scores_are_kept_until_the_faces_change(output, settings):
+    run(plot_distributions, *settings)
+    metrics = output / "run" / "scores" / "recogniser" / "metrics.json"
+    before, text = metrics.stat().st_mtime_ns, metrics.read_text()
+    run(plot_distributions, *settings)
+    assert metrics.stat().st_mtime_ns == before
+    run(plot_distributions, *settings, "scores.identities=11", "scores.images_per_identity=3")
+    smaller = json.loads(metrics.read_text())
+    assert (smaller["identities"], smaller["images"]) == (11, 33)
+    run(plot_distributions, *settings)
+    assert json.loads(metrics.read_text())["fdr"] == json.loads(text)["fdr"]
+
+
+def test_an_overlay_of_two_runs(output, settings):
+    for name in ("aligned", "run.json"):
+        if not (output / "other" / name).exists():
+            (output / "other").mkdir(exist_ok=True)
+            (output / "other" / name).symlink_to(output / "run" / name)
+    run(plot_distributions, *settings, "scores.overlay=run,other")
+    folder = output / "scores" / "recogniser"
+    lines = (folder / "table.md").read_text().splitlines()
+    assert lines[4].endswith(" 1.00 (1.00 to 1.00) |") and lines[5].endswith(" 1.00 |")  # the same faces
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| run", "| paper: far", "| other", "| paper: far"]
+    assert Image.open(folder / "distributions.png").size[0] > 500
+    panels = np.asarray(Image.open(folder / "faces.png").convert("RGB"))
+    left, right = np.array_split(panels[panels.shape[0] // 4 :], 2, axis=1)
+    assert left.std() > 20 and abs(left.mean() - right.mean()) < 3
+
+
+@pytest.mark.parametrize("override, words", [
+    ("scores.recogniser=", ["scores.recogniser"]), ("scores.recogniser=nowhere.pth", ["nowhere.pth"]),
+    ("paths.run=nowhere", ["nowhere", "align.py"])])
+def test_scoring_names_what_is_missing(settings, override, words):
+    with pytest.raises(UserError) as caught:
+        run(plot_distributions, *settings, override)
+    assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("w, schedule, row", [(0, "constant", "w = 0"), (0.5, "constant", "far"), (1.0, "constant", None),
+                                              (0.5, "linear", None)])
+def test_the_paper_s_row_stands_only_beside_its_own_settings(tmp_path, w, schedule, row):
+    runs.write_json(tmp_path / "run.json", {"config": {
+        "guidance": {"w": w, "schedule": schedule}, "negatives": {"strategy": "far"}}})
+    assert plot_distributions.kind(tmp_path) == row
+
+
+def test_runs_that_share_no_identity_have_no_common_picture(tmp_path):
+    folders = []
+    for name in ("a", "b"):
+        write_kept(tmp_path / name / "aligned", {f"person {name}": [tmp_path / "0.png"]})
+        folders.append(tmp_path / name)
+    assert plot_distributions.plot_faces(folders) is None
+
+
+# ---- stage 7 ---------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def lfw(output) -> list[str]:
+    """20 pairs in LFW's layout; one image of them was not detected and must be cropped from the original."""
+    pairs, aligned, images = ["10\t1"], output / "lfw" / "aligned", output / "lfw" / "images"
+    for fold in range(10):
+        pairs += [f"P{fold}\t1\t2", f"P{fold}\t1\tP{(fold + 1) % 10}\t2"]
+        for k in (1, 2):
+            name = f"P{fold}/P{fold}_{k:04d}"
+            runs.write_bytes(images / f"{name}.jpg", png(picture(fold, k, 250)))
+            if (fold, k) != (3, 2):
+                runs.write_bytes(aligned / f"{name}.png", png(picture(fold, k)))
+    runs.write_text(output / "lfw" / "pairs.txt", "\n".join(pairs) + "\n")
+    runs.write_json(aligned / "align.json", {"decides": {"align.template": "arcface"}})
+    return [f"verify.lfw_pairs={output / 'lfw' / 'pairs.txt'}", f"verify.lfw_faces={aligned}"]
+
+
+def test_lfw_counts_every_pair_and_crops_what_was_not_detected(output, settings, lfw, backbone, capsys):
+    run(verify_fr, *settings, *lfw, f"verify.lfw_images={output / 'lfw' / 'images'}")
+    result = json.loads((output / "verification.json").read_text())
+    assert result["counts"]["LFW"] == {"pairs": 20, "centre crops": 1}
+
+    def face(fold: int, k: int) -> np.ndarray:
+        if (fold, k) == (3, 2):
+            return centre_crop(picture(3, 2, 250), TEMPLATES["arcface"])
+        return picture(fold, k)
+
+    first, second, same = [], [], []
+    for fold in range(10):
+        first += [face(fold, 1)] * 2
+        second += [face(fold, 2), face((fold + 1) % 10, 2)]
+        same += [True, False]
+    sides = [embed(backbone, faces, "arcface") for faces in (first, second)]
+    mean, std = ten_fold(*(side[:, :32] + side[:, 32:] for side in sides), same)
+    assert result["per_cent"]["LFW"] == pytest.approx(100 * mean) and mean > 0.6
+    assert result["standard_deviation"]["LFW"] == pytest.approx(100 * std)
+    assert "| paper: NegFaceDiff (CASIA) | 98.98 |" in capsys.readouterr().out
+
+
+def test_lfw_without_the_original_of_an_undetected_image(settings, lfw):
+    with pytest.raises(UserError, match="P3_0002.png.*verify.lfw_images"):
+        run(verify_fr, *settings, *lfw)
+
+
+def test_bins_and_ijbc(output, settings, backbone):
+    bins, ijbc = output / "bins", output / "ijbc"
+    same = [True, False] * 10
+    images = [image for pair in range(20) for image in (picture(pair, 0), picture(pair if same[pair] else pair + 50, 1))]
+    for stem in ("lfw", "cfp_fp"):
+        runs.write_bytes(bins / f"{stem}.bin", pickle.dumps(([png(image) for image in images], same)))
+
+    rng = np.random.default_rng(0)
+    points = TEMPLATES["arcface"] * 1.5 + rng.normal(0, 2, (8, 5, 2))
+    crops = [picture(k // 2, k, 180) for k in range(8)]
+    for k, crop in enumerate(crops):
+        runs.write_bytes(ijbc / "loose_crop" / f"{k}.jpg", png(crop))
+    template, media, faceness = np.arange(8) // 2, np.arange(8), rng.uniform(0.5, 1, 8).round(3)
+    pairs = [(a, b, int(a // 2 == b // 2)) for a in range(4) for b in range(a + 1, 4)]
+    meta = ijbc / "meta"
+    runs.write_text(meta / "ijbc_face_tid_mid.txt",
+                    "".join(f"{k}.jpg {template[k]} {media[k]}\n" for k in range(8)))
+    runs.write_text(meta / "ijbc_name_5pts_score.txt", "".join(
+        f"{k}.jpg {' '.join(map(str, points[k].astype(np.float32).ravel()))} {faceness[k]}\n" for k in range(8)))
+    runs.write_text(meta / "ijbc_template_pair_label.txt", "".join("{} {} {}\n".format(*pair) for pair in pairs))
+
+    run(verify_fr, *settings, f"verify.bins={bins}", f"verify.ijbc={ijbc}")
+    result = json.loads((output / "verification.json").read_text())["per_cent"]
+    both = embed(backbone, images, "arcface")
+    sums = both[:, :32] + both[:, 32:]
+    assert result["LFW"] == result["CFP-FP"] == pytest.approx(100 * ten_fold(sums[0::2], sums[1::2], same)[0])
+    aligned = [warp(crop, landmarks, TEMPLATES["arcface"]) for crop, landmarks in zip(crops, points, strict=True)]
+    p1, p2, label = np.array(pairs).T
+    _, tar = ijb(embed(backbone, aligned, "arcface"), faceness, template, media, p1, p2, label, [1e-5, 1e-4])
+    assert [result["IJB-C TAR@1e-5"], result["IJB-C TAR@1e-4"]] == pytest.approx((100 * tar).tolist())
+
+
+@pytest.mark.parametrize("overrides, words", [
+    ([], ["verify", "no benchmark"]), (["verify.bins=nowhere"], ["nowhere", "lfw.bin"]),
+    (["verify.lfw_pairs=nowhere.txt"], ["nowhere.txt"]), (["verify.ijbc=nowhere"], ["ijbc_face_tid_mid.txt"]),
+    (["verify.backbone=nowhere.pth", "verify.bins=x"], ["nowhere.pth"])])
+def test_verification_names_what_is_missing(settings, overrides, words):
+    with pytest.raises(UserError) as caught:
+        run(verify_fr, *settings, *overrides)
+    assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)

@@ -1,0 +1,272 @@
+"""Verification benchmarks: pair protocols in ten folds, IJB-C, and the readers of their files."""
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_curve
+from sklearn.model_selection import KFold
+from tqdm import tqdm
+
+from utils.evaluation.scores import unit_rows
+from utils.runtime.errors import UserError
+from utils.runtime.files import require_file
+
+THRESHOLDS = np.arange(0, 4, 0.01)  # squared Euclidean distances of unit vectors
+FOLDS = 10
+
+IMAGE_BLOCK = 8192
+PAIR_BLOCK = 8192
+
+
+# ---- pair protocols: LFW and the .bin benchmarks ---------------------------------------------------------------------
+
+def ten_fold(embeddings_a: np.ndarray, embeddings_b: np.ndarray, same: Sequence[bool] | np.ndarray
+             ) -> tuple[float, float]:
+    """Accuracy over ten unshuffled folds: the threshold that is best on nine is applied to the tenth.
+
+    A pair matches below a threshold on the squared Euclidean distance of the normalised embeddings; among equally
+    good thresholds the lowest is taken.
+
+    Args:
+        embeddings_a, embeddings_b: [P, D], the two sides of each pair in the benchmark's order, each the sum of the
+            image's embedding and its mirror image's, of any norm.
+        same: [P], whether the pair shows one person.
+    Returns:
+        Mean and population standard deviation of the ten accuracies, in [0, 1].
+    Raises:
+        UserError: fewer than ten pairs, lengths that differ, or a row that is zero or not finite.
+    """
+    same = np.asarray(same, dtype=bool)
+    if not len(embeddings_a) == len(embeddings_b) == len(same) >= FOLDS:
+        raise UserError(f"pairs: {len(embeddings_a)} and {len(embeddings_b)} embeddings for {len(same)} pairs; give "
+                        f"both sides of each pair, and at least {FOLDS} pairs")
+    difference = unit_rows(embeddings_a, "first images") - unit_rows(embeddings_b, "second images")
+    distance = np.square(difference).sum(axis=1)
+    correct = (distance[:, None] < THRESHOLDS) == same[:, None]
+    accuracies = []
+    for nine, tenth in KFold(FOLDS).split(correct):
+        best = correct[nine].mean(axis=0).argmax()
+        accuracies.append(correct[tenth, best].mean())
+    return float(np.mean(accuracies)), float(np.std(accuracies))
+
+
+def read_lfw_pairs(file: Path | str) -> tuple[list[tuple[str, str]], np.ndarray]:
+    """LFW's pairs.txt (view 2: folds of matched, then mismatched pairs, in that order).
+
+    Returns:
+        The pairs as `<name>/<name>_<0001>`, without a suffix, and whether they match [P] bool.
+    Raises:
+        UserError: a malformed line, or not as many pairs as the first line says.
+    """
+    path = require_file(file, "LFW's pairs", "download pairs.txt of LFW's view 2")
+    header, *lines = path.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+    try:
+        folds, per_fold = map(int, header.split())
+    except ValueError:
+        raise UserError(f"{path}: line 1 is not '<folds> <pairs>'; give pairs.txt of LFW's view 2") from None
+    pairs, same = [], []
+    for number, line in enumerate(lines, start=2):
+        match line.split():
+            case [name, i, j] if i.isdecimal() and j.isdecimal():
+                pairs.append((_lfw_image(name, i), _lfw_image(name, j)))
+                same.append(True)
+            case [name_a, i, name_b, j] if i.isdecimal() and j.isdecimal():
+                pairs.append((_lfw_image(name_a, i), _lfw_image(name_b, j)))
+                same.append(False)
+            case []:
+                continue
+            case _:
+                raise UserError(f"{path}: line {number} is neither '<name> <i> <j>' nor '<name> <i> <name> <j>'; "
+                                "download the file again")
+    if len(pairs) != folds * per_fold * 2 or sum(same) * 2 != len(same):
+        raise UserError(f"{path}: holds {sum(same)} matched and {len(same) - sum(same)} mismatched pairs, line 1 says "
+                        f"{folds} folds of {per_fold} each; download the file again")
+    return pairs, np.array(same)
+
+
+def read_bin(file: Path | str) -> tuple[list[bytes], np.ndarray]:
+    """An insightface benchmark: a pickle of (encoded images, whether each pair matches), as Python 2 or 3 wrote it.
+
+    Only lists, bytes, booleans and numpy arrays are unpickled; a file that asks for anything else is refused.
+
+    Returns:
+        2 P encoded images, of which 2 k and 2 k + 1 are a pair, and [P] bool.
+    Raises:
+        UserError: the file asks for something else, is damaged, or holds other than two images a pair.
+    """
+    path = require_file(file, "a .bin benchmark", "download it from insightface's model zoo")
+    try:
+        with open(path, "rb") as handle:
+            images, same = _BinUnpickler(handle, encoding="bytes").load()
+        images = [_encoded(image) for image in images]
+        same = np.array([bool(value) for value in same])
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise UserError(f"{path}: is not a .bin benchmark ({type(error).__name__}: {error}); download it again from "
+                        "its publisher") from None
+    if not len(same) or len(images) != 2 * len(same):
+        raise UserError(f"{path}: holds {len(images)} images for {len(same)} pairs; download it again")
+    return images, same
+
+
+# ---- IJB-C -----------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class IJBCMeta:
+    """IJB-C's three meta files: N images, and the pairs of templates to compare."""
+
+    names: np.ndarray  # [N] str, file names in loose_crop/
+    landmarks: np.ndarray  # [N, 5, 2] float32, pixels of the loose crop
+    faceness: np.ndarray  # [N] float32, the detector's score
+    template: np.ndarray  # [N] int64
+    media: np.ndarray  # [N] int64
+    p1: np.ndarray  # [pairs] int64, templates
+    p2: np.ndarray  # [pairs] int64
+    label: np.ndarray  # [pairs] int64, 1 for one person
+
+
+def read_ijbc_meta(folder: Path | str) -> IJBCMeta:
+    """Read ijbc_face_tid_mid.txt, ijbc_name_5pts_score.txt and ijbc_template_pair_label.txt of `folder`.
+
+    Raises:
+        UserError: a file is missing, a line is malformed (the first is named), or the files disagree.
+    """
+    folder = Path(folder)
+    media_file, points_file, pairs_file = (
+        folder / f"ijbc_{name}.txt" for name in ("face_tid_mid", "name_5pts_score", "template_pair_label"))
+    media = _read_table(media_file, {"name": object, "template": np.int64, "media": np.int64})
+    coordinates = {f"{axis}{k}": np.float32 for k in range(1, 6) for axis in "xy"}
+    points = _read_table(points_file, {"name": object, **coordinates, "score": np.float32})
+    pairs = _read_table(pairs_file, {"template": np.int64, "template_2": np.int64, "label": np.int64})
+    if not np.array_equal(media["name"], points["name"]):
+        raise UserError(f"{points_file}: does not list the images of {media_file.name} in the same order; take both "
+                        "from one release")
+    if not np.isin(pairs["label"], (0, 1)).all():
+        raise UserError(f"{pairs_file}: a label is neither 0 nor 1; take the file from the release again")
+    landmarks = np.stack([points[name] for name in coordinates], axis=1).reshape(-1, 5, 2)
+    return IJBCMeta(media["name"].astype(str), landmarks, points["score"], media["template"], media["media"],
+                    pairs["template"], pairs["template_2"], pairs["label"])
+
+
+def ijb(features: np.ndarray, faceness: np.ndarray, template: np.ndarray, media: np.ndarray, p1: np.ndarray,
+        p2: np.ndarray, label: np.ndarray, far: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """IJB's 1:1 protocol: the cosines of pairs of templates, and TAR at FAR.
+
+    An image's feature is faceness * (feature of the image + feature of its mirror image), not normalised; the mean
+    within a media, the sum over a template's media.
+
+    Args:
+        features: [N, 2 D], of the image and of its mirror image; may be a memory map.
+        faceness: [N], the detector's scores.
+        template, media: [N] integers; p1, p2: [pairs], templates; label: [pairs], 1 for one person.
+        far: the targets; TAR is that of the ROC curve's point whose FAR is nearest, of equally near the highest.
+    Returns:
+        score [pairs] float64 and tar [len(far)] float64.
+    Raises:
+        UserError: a pair names a template without images, a feature is not finite, a template's feature is zero, or
+            all labels are equal.
+    """
+    templates, row = np.unique(template, return_inverse=True)
+    for name, side in (("p1", p1), ("p2", p2)):
+        unknown = np.setdiff1d(side, templates)
+        if unknown.size:
+            raise UserError(f"IJB pairs: {name} names template {unknown[0]}, which has no image; take the meta files "
+                            "from one release")
+    if len(np.unique(label)) != 2:
+        raise UserError("IJB pairs: all labels are equal; TAR at FAR needs pairs of one person and of two")
+    unit = torch.from_numpy(unit_rows(_template_features(features, faceness, row, media), "IJB templates"))
+    first = torch.from_numpy(np.searchsorted(templates, p1))
+    second = torch.from_numpy(np.searchsorted(templates, p2))
+    score = torch.empty(len(first), dtype=unit.dtype)
+    for start in tqdm(range(0, len(score), PAIR_BLOCK), desc="template pairs", unit="block", delay=1):
+        block = slice(start, start + PAIR_BLOCK)
+        score[block] = (unit[first[block]] * unit[second[block]]).sum(dim=1)
+    score = score.numpy()
+    # The published figures come from the curve's corners (drop_intermediate), whose FARs are not all FARs.
+    fpr, tpr, _ = roc_curve(label, score)
+    tar = [tpr[::-1][np.argmin(np.abs(fpr[::-1] - target))] for target in far]
+    return score, np.array(tar)
+
+
+def _template_features(features: np.ndarray, faceness: np.ndarray, row: np.ndarray, media: np.ndarray) -> np.ndarray:
+    """[templates, D]; the sum over media of the mean within a media is one weighted sum over a template's images."""
+    _, group, sizes = np.unique(np.stack((row, media)), axis=1, return_inverse=True, return_counts=True)
+    weight = np.asarray(faceness, dtype=np.float64) / sizes[group]
+    half = features.shape[1] // 2
+    total = torch.zeros(row.max() + 1, half, dtype=torch.float64)
+    for start in range(0, len(features), IMAGE_BLOCK):
+        block = slice(start, start + IMAGE_BLOCK)
+        both = features[block, :half].astype(np.float64) + features[block, half:]
+        total.index_add_(0, torch.from_numpy(row[block]), torch.from_numpy(weight[block, None] * both))
+    return total.numpy()
+
+
+# ---- pieces ----------------------------------------------------------------------------------------------------------
+
+def _encoded(image: bytes | np.ndarray) -> bytes:
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8:
+        return image.tobytes()
+    if not isinstance(image, bytes):
+        raise TypeError(f"an image is of type {type(image).__name__}")
+    return image
+
+
+def _encode_latin1(text: str, encoding: str) -> bytes:
+    """How Python 3 spells bytes in the old protocols, `_codecs.encode(text, 'latin1')`, without other codecs."""
+    return text.encode("latin1")
+
+
+_ARRAY = np.zeros(1, dtype=np.uint8)
+_NUMPY_CONSTRUCTORS = {
+    ("multiarray", "_reconstruct"): _ARRAY.__reduce__()[0],
+    ("multiarray", "scalar"): _ARRAY[0].__reduce__()[0],
+    ("numeric", "_frombuffer"): _ARRAY.__reduce_ex__(5)[0],
+}
+_ALLOWED = {
+    ("_codecs", "encode"): _encode_latin1,
+    ("builtins", "bytes"): bytes,
+    ("__builtin__", "bytes"): bytes,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    # numpy 1 wrote numpy.core, numpy 2 writes numpy._core.
+    **{(f"numpy.{core}.{module}", name): function
+       for (module, name), function in _NUMPY_CONSTRUCTORS.items() for core in ("core", "_core")},
+}
+
+
+class _BinUnpickler(pickle.Unpickler):
+    """Resolves only what a benchmark file is made of, so that no file can run code."""
+
+    def find_class(self, module: str, name: str) -> Callable:
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"it asks to load {module}.{name}, which no benchmark needs")
+        return _ALLOWED[module, name]
+
+
+def _lfw_image(name: str, number: str) -> str:
+    return f"{name}/{name}_{int(number):04d}"
+
+
+def _read_table(file: Path, columns: dict[str, type]) -> np.ndarray:
+    """A blank-separated text file as a structured array; a malformed line is named in the UserError."""
+    path = require_file(file, "IJB-C's meta files", "give the folder meta/ of the release")
+    try:
+        table = np.loadtxt(path, dtype=list(columns.items()), comments=None, ndmin=1)
+    except ValueError:
+        with open(path, encoding="utf-8", errors="replace") as lines:
+            number = next((k for k, line in enumerate(lines, start=1) if not _fits(line.split(), columns)), "?")
+        raise UserError(f"{path}: line {number} is not '{' '.join(columns)}'; take the file from the release "
+                        "again") from None
+    if not table.size:
+        raise UserError(f"{path}: is empty; take the file from the release again")
+    return table
+
+
+def _fits(values: list[str], columns: dict[str, type]) -> bool:
+    try:
+        return len(values) in (0, len(columns)) and all(kind is object or kind(value) is not None
+                                                        for value, kind in zip(values, columns.values(), strict=False))
+    except (ValueError, OverflowError):
+        return False

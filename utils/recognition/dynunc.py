@@ -1,0 +1,64 @@
+"""DynUnc: keep the training images whose predicted probability moves most during training.
+
+He et al., Large-scale Dataset Pruning with Dynamic Uncertainty (CVPRW 2024, arXiv 2306.05175).
+"""
+import warnings
+
+import numpy as np
+
+from utils.runtime.errors import UserError
+
+COLUMN_BLOCK = 65536
+
+
+def dynamic_uncertainty(probabilities: np.ndarray, window: int = 10) -> np.ndarray:
+    """The standard deviation (ddof 1) within every `window` successive epochs, averaged over these windows.
+
+    An image has NaN at an epoch that did not show it (the last partial batch is dropped). A window's deviation is
+    that of the epochs that showed the image; a window with fewer than two of them is left out of the average.
+
+    Args:
+        probabilities: [epochs, N], of each image's class, in [0, 1]; a memory map is read in blocks of columns.
+    Returns:
+        [N] float64.
+    Raises:
+        UserError: fewer epochs than the window, or an image that no window shows twice.
+    """
+    epochs, images = probabilities.shape
+    if not 2 <= window <= epochs:
+        raise UserError(f"DynUnc window: is {window} epochs and {epochs} are recorded; set 2 or more, and train at "
+                        "least as long")
+    uncertainty = np.empty(images)
+    for start in range(0, images, COLUMN_BLOCK):
+        columns = slice(start, start + COLUMN_BLOCK)
+        p = np.asarray(probabilities[:, columns], dtype=np.float64)
+        with warnings.catch_warnings():
+            # numpy warns of images seen less than twice; they stay NaN and are refused below.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            deviations = [np.nanstd(p[j : j + window], axis=0, ddof=1) for j in range(epochs - window + 1)]
+            uncertainty[columns] = np.nanmean(deviations, axis=0)
+    unmeasured = np.flatnonzero(~np.isfinite(uncertainty))
+    if unmeasured.size:
+        raise UserError(f"DynUnc probabilities: {unmeasured.size} images, the first is image {unmeasured[0]}, were "
+                        f"never seen twice within {window} epochs; train longer or widen the window")
+    return uncertainty
+
+
+def keep_list(scores: np.ndarray, fraction: float) -> np.ndarray:
+    """The images of the highest scores; among equal scores those that come first.
+
+    Args:
+        scores: [N], finite.
+        fraction: the share to keep, in (0, 1]: round(fraction * N) images, at least one.
+    Returns:
+        Their indices, int64, increasing.
+    Raises:
+        UserError: the fraction is out of range, or a score is not finite.
+    """
+    if not 0 < fraction <= 1:
+        raise UserError(f"DynUnc fraction: is {fraction}; set a share of the images above 0, and at most 1")
+    scores = np.asarray(scores)
+    if not np.isfinite(scores).all():
+        raise UserError("DynUnc scores: some are not finite; compute them again from the probabilities")
+    kept = max(1, round(fraction * len(scores)))
+    return np.sort(np.argsort(-scores, kind="stable")[:kept])
