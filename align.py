@@ -22,47 +22,42 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from config import places
 from config.load import load_config
+from utils.faces.aligned import keep, merge_failures, read_failures, write_failures, write_kept
 from utils.faces.detection import FaceBatches, in_processes
 from utils.faces.folders import identity_folders
 from utils.faces.image_writer import ImageWriter, is_complete_png
-from utils.faces.template import (
-    TEMPLATES,
-    keep,
-    merge_failures,
-    read_failures,
-    warp,
-    write_failures,
-    write_kept,
-)
-from utils.runtime import files as runs
+from utils.faces.template import TEMPLATES, warp
 from utils.runtime import ranks as distributed
 from utils.runtime.errors import UserError, run_script
+from utils.runtime.records import Record
 
+BATCH = 64  # images detected together
 SAVE_SECONDS = 10  # between two writings of the failures
 
 
 def main() -> None:
-    config = load_config(__doc__)
+    config = load_config(__doc__, reads=("paths", "align"))
     ranks = distributed.setup(config.device)
-    settings, aligned = config.align, runs.aligned_folder(config)
-    folders = identity_folders(settings.images or runs.samples_folder(config))
+    settings, run = config.align, places.run_folder(config)
+    aligned = places.aligned(run)
+    folders = identity_folders(settings.images or places.samples(run))
     outputs = output_files(folders, aligned)
 
     # the run's record: a folder begun with other settings is refused
-    if ranks.is_main:
-        decides = {f"align.{name}": getattr(settings, name) for name in ("images", "template", "minimum_face")}
-        runs.claim_run(aligned / "align.json", decides, {"config": asdict(config)})
-        merge_failures(aligned)
-    ranks.barrier()
+    record = Record(places.alignment_record(aligned), {
+        f"align.{name}": getattr(settings, name) for name in ("images", "template", "minimum_face")}, "paths.run")
+    ranks.on_main(lambda: record.begin(config=asdict(config)))
+    ranks.on_main(lambda: merge_failures(aligned))
 
     # what is left to do; an image is always detected among the same neighbours, so that its face is the same to the
     # last bit whatever was done before
-    images, size = list(outputs), settings.batch_size
-    batches = ranks.shard([images[start : start + size] for start in range(0, len(images), size)])
+    images = list(outputs)
+    batches = ranks.shard([images[start : start + BATCH] for start in range(0, len(images), BATCH)])
     failed = read_failures(aligned / "failures.csv")
     mine = [image for batch in batches for image in batch]
-    left = {image for image in tqdm(mine, "look at what is done", disable=not ranks.is_main, leave=False)
+    left = {image for image in tqdm(mine, "check what is done", disable=not ranks.is_main, leave=False)
             if image_key(image) not in failed and not is_complete_png(outputs[image])}
     ranks.print(f"{aligned}: {len(left)} of this process's {len(mine)} images are left to align")
     batches = [batch for batch in batches if not left.isdisjoint(batch)]

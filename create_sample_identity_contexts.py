@@ -11,32 +11,34 @@ Writes: <output>/contexts/<name>.npz   ids [N], contexts [N, D] float32 of unit 
     python create_sample_identity_contexts.py contexts.source=published contexts.file=data/published/contexts.npy
     python create_sample_identity_contexts.py contexts.source=extracted contexts.faces=data/ffhq contexts.recogniser=...
 """
-import io
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from config import places
 from config.config import Contexts
 from config.load import load_config
-from utils.faces.folders import identity_folders
+from utils.faces.folders import identity_folders, listing
 from utils.identities import contexts as identity_contexts
-from utils.runtime import files as runs
 from utils.runtime.errors import run_script
+from utils.runtime.figures import save_figure
+from utils.runtime.files import file_digest, read_npz, require_file
+from utils.runtime.records import Record, State
 
-RECOGNISER_MEND = "give the weights of a recogniser, or set contexts.source=uniform"
-STATISTICS_MEND = "train_diffusion.py writes such a file; or set contexts.source=uniform"
-FILE_MEND = "give the contexts file, or set contexts.source=uniform"
+RECOGNISER_FIX = "give the weights of a recogniser (contexts.recogniser), or set contexts.source=uniform"
+STATISTICS_FIX = "train_diffusion.py writes such a file; or set contexts.source=uniform"
+FILE_FIX = "give the contexts file, or set contexts.source=uniform"
 
 
 def main() -> None:
-    config = load_config(__doc__)
-    file = runs.contexts_file(config)
+    config = load_config(__doc__, reads=("paths", "contexts"))
+    file = places.contexts_file(config)
 
     # Leave finished contexts alone
-    decides = deciding_settings(config.contexts)
-    if identity_contexts.made_already(file, decides):
+    record = Record(file.with_suffix(".json"), deciding_settings(config.contexts), "contexts.name", target=file)
+    if record.state() is State.DONE:
         print(f"{file}: exists, made with the same settings")
         return
 
@@ -53,10 +55,8 @@ def main() -> None:
           f"99% {high:.3f}, highest {highest:.3f} ('{ids[most]}' and '{ids[other]}')")
 
     # Save, the contexts last: where they exist, their record and plot do
-    runs.write_bytes(file.with_suffix(".crowding.png"), crowding_plot(crowding, file.stem))
-    record = {"decides": decides, "digest": identity_contexts.digest(ids, contexts), "config": asdict(config),
-              "versions": runs.versions()}
-    runs.write_json(file.with_suffix(".json"), record)
+    save_figure(crowding_plot(crowding, file.stem), file.with_suffix(".crowding.png"))
+    record.begin(digest=identity_contexts.digest(ids, contexts), config=asdict(config))
     identity_contexts.write(file, ids, contexts)
     print(f"{file}: written, with .json and .crowding.png beside it")
 
@@ -66,16 +66,16 @@ def deciding_settings(settings: Contexts) -> dict[str, Any]:
     if settings.source == "uniform":
         decides = {name: getattr(settings, name) for name in ("number", "dimension", "seed")}
     elif settings.source == "gaussian":
-        statistics = runs.require_file(settings.statistics, "contexts.statistics", STATISTICS_MEND)
-        decides = {"number": settings.number, "seed": settings.seed, "statistics": runs.file_digest(statistics)}
+        statistics = require_file(settings.statistics, "contexts.statistics", STATISTICS_FIX)
+        decides = {"number": settings.number, "seed": settings.seed, "statistics": file_digest(statistics)}
     elif settings.source == "published":
-        decides = {"file": runs.file_digest(runs.require_file(settings.file, "contexts.file", FILE_MEND))}
+        decides = {"file": file_digest(require_file(settings.file, "contexts.file", FILE_FIX))}
     else:
-        recogniser = runs.require_file(settings.recogniser, "contexts.recogniser", RECOGNISER_MEND)
-        images = identity_folders(settings.faces).values()
-        decides = {"faces": settings.faces, "images": sum(map(len, images)), "per": settings.per,
-                   "recogniser": runs.file_digest(recogniser)}
-    return {"source": settings.source} | decides
+        from models.published import backbone_digest
+        recogniser = require_file(settings.recogniser, "contexts.recogniser", RECOGNISER_FIX)
+        decides = {"faces": listing(identity_folders(settings.faces)), "per": settings.per,
+                   "recogniser": backbone_digest(recogniser)}
+    return {f"contexts.{name}": value for name, value in ({"source": settings.source} | decides).items()}
 
 
 def make(settings: Contexts, device: str) -> tuple[list[str], np.ndarray]:
@@ -85,7 +85,7 @@ def make(settings: Contexts, device: str) -> tuple[list[str], np.ndarray]:
         ids = [f"{row:06d}" for row in range(settings.number)]
         if settings.source == "uniform":
             return ids, identity_contexts.uniform(settings.number, settings.dimension, settings.seed)
-        statistics = runs.read_npz(settings.statistics, ("mean", "covariance"))
+        statistics = read_npz(settings.statistics, ("mean", "covariance"))
         return ids, identity_contexts.gaussian(settings.number, **statistics, seed=settings.seed)
     if settings.source == "published":
         from models.published import load_contexts  # slow to import, and uniform contexts do without
@@ -96,25 +96,23 @@ def make(settings: Contexts, device: str) -> tuple[list[str], np.ndarray]:
 def extract(settings: Contexts, device: str) -> tuple[list[str], np.ndarray]:
     """ids [N] and contexts [N, D] of the faces in `contexts.faces`, by the recogniser `contexts.recogniser`."""
     from models.published import load_backbone
-    from utils.recognition.embedding import embed
-    from utils.runtime import ranks as distributed
+    from utils.recognition.embedding import embed, read_unaligned
+    from utils.recognition.extraction import extract
+    from utils.runtime import ranks
 
-    backbone, chosen = load_backbone(settings.recogniser), distributed.setup(device).device
-    return identity_contexts.extract(settings.faces, per=settings.per, embed=lambda images: embed(
-        backbone, images, chosen, template="arcface", read=identity_contexts.read_face))
+    backbone, chosen = load_backbone(settings.recogniser), ranks.setup(device).device
+    return extract(settings.faces, lambda images: embed(backbone, images, chosen, read=read_unaligned), settings.per)
 
 
-def crowding_plot(crowding: np.ndarray, name: str) -> bytes:
-    """A histogram of each context's highest cosine to another, as a PNG."""
+def crowding_plot(crowding: np.ndarray, name: str) -> Figure:
+    """A histogram of each context's highest cosine to another."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     axes.hist(crowding, bins=100)
     axes.axvline(np.median(crowding), color="black", linestyle="--", label=f"median {np.median(crowding):.3f}")
     axes.set(title=name, xlabel="highest cosine to another identity", ylabel="identities")
     axes.legend(loc="upper right")
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=150)
-    return image.getvalue()
+    return figure
 
 
 if __name__ == "__main__":

@@ -18,17 +18,19 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from config import places
 from config.config import Config
 from config.load import load_config
-from models.published import load_backbone
+from models.published import backbone_digest, load_backbone
 from utils.evaluation import scores
+from utils.faces.aligned import read_kept
 from utils.faces.folders import listing, select
-from utils.faces.template import read_kept
 from utils.recognition.embedding import embed
-from utils.runtime import files as runs
 from utils.runtime import ranks as distributed
 from utils.runtime.errors import UserError, run_script
 from utils.runtime.figures import montage, save_figure
+from utils.runtime.files import read_json, read_npz, write_json, write_npz, write_text
+from utils.runtime.records import Record, State, versions
 
 # NegFaceDiff (arXiv 2508.09661), its table of score distributions:
 # EER, FMR100, FMR1000, genuine mean and standard deviation, impostor mean and standard deviation, FDR.
@@ -45,14 +47,16 @@ PAPER = {
 }
 FEW_PAIRS = 10_000  # a run of fewer genuine pairs is plotted in wider bins, which would else be all spikes
 FACES = (4, 6)  # identities and images of each in the picture of all runs
-BOOTSTRAP_IDENTITIES = 1000  # the paper's subset; resampling takes time with their square
+REPLICATES = 1000  # of the identities, for the 90% intervals
+BOOTSTRAP_IDENTITIES = 1000  # at most: the paper's subset; resampling takes time with their square
+LFW_FOLDERS = ("lfw", "lfw-deepfunneled", "lfw_funneled")  # what LFW is called where it is unpacked
 
 
 def main() -> None:
-    config = load_config(__doc__)
+    config = load_config(__doc__, reads=("paths", "scores"))
     if not config.scores.recogniser:
         raise UserError("scores.recogniser: is empty; give the weights of a recogniser, not that of the contexts")
-    folders = [Path(config.paths.output) / name for name in config.scores.overlay] or [runs.run_folder(config)]
+    folders = places.run_folders(config)
     device = distributed.setup(config.device).device
 
     # score every run that has no scores yet
@@ -60,11 +64,11 @@ def main() -> None:
     results = {folder: score(folder, config, backbone, device) for folder in folders}
 
     # one table, the paper's rows beside ours; one plot
-    target = runs.scores_folder(config) if not config.scores.overlay else \
-        Path(os.path.commonpath([folder.parent for folder in folders])) / "scores" / Path(config.scores.recogniser).stem
-    table = markdown_table(results, Path(config.scores.recogniser).stem)
+    together = Path(os.path.commonpath([folder.parent for folder in folders])) if config.scores.overlay else folders[0]
+    target = places.scores(together, config)
+    table = markdown_table(results, config)
     if config.scores.overlay:
-        runs.write_text(target / "table.md", table)
+        write_text(target / "table.md", table)
         if (figure := plot_faces(folders)) is not None:
             save_figure(figure, target / "faces.png")
     save_figure(plot(results), target / "distributions.png")
@@ -78,48 +82,47 @@ def main() -> None:
 def score(run: Path, config: Config, backbone: torch.nn.Module, device: torch.device) -> tuple[
         scores.ScoreDistributions, dict]:
     """The distributions and metrics of a run; those already there are read where they are of the same faces."""
-    settings, folder = config.scores, run / "scores" / Path(config.scores.recogniser).stem
-    kept = select(read_kept(run / "aligned"), settings.identities, settings.images_per_identity)
+    settings, folder, aligned = config.scores, places.scores(run, config), places.aligned(run)
+    kept = select(read_kept(aligned), settings.identities, settings.images_per_identity)
     faces = [face for images in kept.values() for face in images]
     labels = np.array([face.parent.name for face in faces])
-    template = runs.read_json(run / "aligned" / "align.json")["decides"]["align.template"]
-    decides = {"recogniser": runs.recogniser_digest(config.scores.recogniser), "template": template,
-               "faces": listing(kept), "bootstrap": settings.bootstrap}
-    files = [folder / name for name in ("embeddings.npz", "histograms.npz", "metrics.json")]
-    if all(file.is_file() for file in files):
-        metrics = runs.read_json(files[2])
-        if metrics["decides"] == decides:
-            return scores.read_distributions(files[1]), metrics
+    template = read_json(places.alignment_record(aligned))["decides"]["align.template"]
+    record = Record(folder / "scores.json", {"scores.recogniser": backbone_digest(settings.recogniser), "template": template,
+                                             "faces": listing(kept), "replicates": REPLICATES},
+                    target=folder / "metrics.json")
+    if record.begin(config=asdict(config)) is State.DONE:
+        return scores.read_distributions(folder / "histograms.npz"), read_json(folder / "metrics.json")
 
-    embeddings = embed(backbone, faces, device, template, settings.batch_size)
+    embeddings = embed(backbone, faces, device, template)
     distributions = scores.score_distributions(embeddings, labels, device)
     metrics = scores.metrics(distributions)
-    if settings.bootstrap and scores.MIN_BOOTSTRAP_IDENTITIES <= len(kept) <= BOOTSTRAP_IDENTITIES:
-        replicates = scores.bootstrap(embeddings, labels, settings.bootstrap, device=device)
+    if scores.MIN_BOOTSTRAP_IDENTITIES <= len(kept) <= BOOTSTRAP_IDENTITIES:
+        replicates = scores.bootstrap(embeddings, labels, REPLICATES, device=device)
         metrics["intervals"] = {name: scores.interval(values) for name, values in replicates.items()}
-        runs.write_npz(folder / "bootstrap.npz", identities=np.unique(labels), fdr=replicates["fdr"])
-    metrics |= {"identities": len(kept), "images": len(faces), "decides": decides, "config": asdict(config),
-                "most_similar_identities": scores.most_similar_identities(embeddings, labels, device),
-                "versions": runs.versions()}
-    runs.write_npz(files[0], embeddings=embeddings, paths=np.array([f"{face.parent.name}/{face.name}" for face in faces]))
-    scores.write_distributions(files[1], distributions)
-    runs.write_json(files[2], metrics)
+        write_npz(folder / "bootstrap.npz", identities=np.unique(labels), fdr=replicates["fdr"])
+    metrics |= {"identities": len(kept), "images": len(faces), "versions": versions(),
+                "most_similar_identities": scores.most_similar_identities(embeddings, labels, device)}
+    write_npz(folder / "embeddings.npz", embeddings=embeddings,
+              paths=np.array([f"{face.parent.name}/{face.name}" for face in faces]))
+    scores.write_distributions(folder / "histograms.npz", distributions)
+    write_json(folder / "metrics.json", metrics)  # last: where it exists, all of them do
     return distributions, metrics
 
 
 def kind(run: Path) -> str | None:
-    """The row of the paper's table that a run corresponds to, by the run's record; None where there is none."""
-    record = run / "run.json"
-    if not record.is_file():
-        return "LFW, real" if run.name.startswith("lfw") else None
-    settings = runs.read_json(record)["config"]
+    """The row of the paper's table that a run corresponds to, by the run's records; None where there is none."""
+    if not places.run_record(run).is_file():
+        images = read_json(places.alignment_record(places.aligned(run)))["decides"].get("align.images", "")
+        return "LFW, real" if Path(images).name in LFW_FOLDERS else None
+    settings = read_json(places.run_record(run))["config"]
     guidance, strategy = settings["guidance"], settings["negatives"]["strategy"]
     if guidance["w"] == 0:
         return "w = 0"
-    return strategy if strategy in PAPER and (guidance["w"], guidance["schedule"]) == (0.5, "constant") else None
+    rule = guidance.get("rule", "negative"), guidance["w"], guidance["schedule"]
+    return strategy if strategy in PAPER and rule == ("negative", 0.5, "constant") else None
 
 
-def markdown_table(results: dict[Path, tuple[scores.ScoreDistributions, dict]], recogniser: str) -> str:
+def markdown_table(results: dict[Path, tuple[scores.ScoreDistributions, dict]], config: Config) -> str:
     """Each run's metrics (with 90% intervals where there are any), below it the paper's row of its kind.
 
     The last column is the FDR divided by that of the first run.
@@ -132,7 +135,7 @@ def markdown_table(results: dict[Path, tuple[scores.ScoreDistributions, dict]], 
         intervals = metrics.get("intervals", {})
         ratio = "" if run is first else f"{metrics['fdr'] / results[first][1]['fdr']:.2f}"
         has_intervals = intervals and results[first][1].get("intervals")
-        if ratio and has_intervals and (limits := ratio_interval(first, run, recogniser)):
+        if ratio and has_intervals and (limits := ratio_interval(places.scores(first, config), places.scores(run, config))):
             ratio += " ({:.2f} to {:.2f})".format(*limits)
         lines.append(_row(run.name, values, f"{metrics['genuine_pairs']:,} + {metrics['impostor_pairs']:,}", ratio,
                           intervals.get("eer"), intervals.get("fdr")))
@@ -143,12 +146,12 @@ def markdown_table(results: dict[Path, tuple[scores.ScoreDistributions, dict]], 
     return "\n".join(lines) + "\n"
 
 
-def ratio_interval(first: Path, run: Path, recogniser: str) -> tuple[float, float] | None:
-    """The 90% interval of the FDR of a run over that of the first one, if both are of the same identities."""
-    files = [folder / "scores" / recogniser / "bootstrap.npz" for folder in (first, run)]
+def ratio_interval(first: Path, run: Path) -> tuple[float, float] | None:
+    """The 90% interval of the FDR of scores over that of the first ones, if both are of the same identities."""
+    files = [folder / "bootstrap.npz" for folder in (first, run)]
     if not all(file.is_file() for file in files):
         return None
-    a, b = (runs.read_npz(file, ("identities", "fdr")) for file in files)
+    a, b = (read_npz(file, ("identities", "fdr")) for file in files)
     if not np.array_equal(a["identities"], b["identities"]) or a["fdr"].shape != b["fdr"].shape:
         return None
     return scores.interval(b["fdr"] / a["fdr"])
@@ -185,7 +188,7 @@ def plot(results: dict[Path, tuple[scores.ScoreDistributions, dict]]) -> Figure:
 
 def plot_faces(folders: Sequence[Path]) -> Figure | None:
     """A panel for each run: a row for each of the first identities, the same ones in every panel; None if none is shared."""
-    kept = [read_kept(folder / "aligned") for folder in folders]
+    kept = [read_kept(places.aligned(folder)) for folder in folders]
     names = sorted(set(kept[0]).intersection(*kept))[:FACES[0]]
     if not names:
         return None

@@ -10,103 +10,83 @@ Writes  <run>/samples/<identity>/<k>.png, <run>/contact_sheet.png, <run>/run.jso
 Running the same command again continues: what is done stays as it is.
 """
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from config import places
 from config.load import load_config
 from models import published
-from utils.diffusion import guidance
-from utils.diffusion.latent_diffusion import draw, to_uint8
+from utils.diffusion import guidance, solvers
+from utils.diffusion.latent_diffusion import LatentDiffusion, to_uint8
 from utils.diffusion.noise import gaussian
 from utils.faces.image_writer import ImageWriter, is_complete_png
-from utils.identities import contexts as contexts_files
-from utils.identities import negatives
-from utils.runtime import files as runs
+from utils.identities import contexts as identity_contexts
+from utils.identities import negatives as negative_contexts
+from utils.identities.negatives import STRATEGIES
 from utils.runtime import ranks as distributed
 from utils.runtime.errors import UserError, run_script
 from utils.runtime.figures import contact_sheet
+from utils.runtime.files import array_digest, file_digest
+from utils.runtime.records import Record
 
+CHOICES = {"negatives.strategy": (*STRATEGIES, "custom"), "guidance.rule": guidance.RULES,
+           "guidance.schedule": guidance.SCHEDULES, "sampling.solver": solvers.SOLVERS}
 SHEET_ROWS, SHEET_COLUMNS = 16, 10
 
 
 def main() -> None:
-    config = load_config(__doc__)
-    ranks = distributed.setup(config.device)
-    run, samples = runs.run_folder(config), runs.samples_folder(config)
-    w, sampling = config.guidance.w, config.sampling
+    config = load_config(__doc__, reads=("paths", "contexts", "negatives", "model", "guidance", "sampling"), choices=CHOICES)
+    if config.sampling.as_published:
+        solvers.check_published(config.sampling.solver, config.sampling.steps)
+    ranks, run, sampling = distributed.setup(config.device), places.run_folder(config), config.sampling
 
-    # the identities and whom each is pushed away from
-    contexts_file = runs.require_file(runs.contexts_file(config), "contexts", "run create_sample_identity_contexts.py")
-    ids, contexts = contexts_files.read(contexts_file)
+    # the identities, and the context that each is pushed away from
+    contexts_file = places.contexts_file(config)
+    ids, contexts = identity_contexts.read(contexts_file)
     if sampling.identities > len(ids):
         raise UserError(f"sampling.identities: {sampling.identities} is more than the {len(ids)} contexts of "
                         f"{contexts_file}; lower it to {len(ids)}")
-    contexts_digest = contexts_files.digest(ids, contexts)
-    negative_index = None
-    if w > 0:
-        negatives_file = runs.require_file(runs.negatives_file(config), "negatives", "run create_negative_contexts.py")
-        chosen_by = negatives.chosen_by(config.negatives.strategy, config.negatives.pool, config.negatives.seed)
-        negative_index, _ = negatives.read(negatives_file, contexts_digest, ids, chosen_by)
-    contexts = torch.from_numpy(contexts)
+    contexts_digest, negatives = identity_contexts.digest(ids, contexts), None
+    if config.guidance.w > 0:
+        negatives = negative_contexts.read(places.negatives_file(config), ids, contexts.shape[1], contexts_digest)
 
     # the model
-    model = config.model
-    unet, settings = published.load_diffusion(model.diffusion, model.step or None, model.ema)
-    autoencoder = published.load_first_stage(model.first_stage_encoder, model.first_stage_decoder)
-    weights_files = [published.checkpoint_file(Path(model.diffusion) / "checkpoints", model.step or None, model.ema),
-                     model.first_stage_encoder, model.first_stage_decoder]
-    T, betas, latent_shape = settings["T"], settings["betas"], settings["latent_shape"]
-    if latent_shape[-1] * autoencoder.factor != settings["image_size"]:
-        raise UserError(f"{model.first_stage_decoder}: enlarges latents {autoencoder.factor} times, but "
-                        f"{model.diffusion} was trained with another first stage; take both from one model")
-    if sampling.steps > T:
-        raise UserError(f"sampling.steps: {sampling.steps} is more than the model's T; the most is {T}")
-    contexts_files.check_contexts(contexts_file, ids, contexts.numpy(), dimension=unet.context_emb.in_features)
-    use_bf16 = distributed.use_bf16(sampling.precision, ranks.device)
-    unet = unet.to(ranks.device, torch.bfloat16 if use_bf16 else torch.float32, memory_format=torch.channels_last)
-    autoencoder = autoencoder.to(ranks.device, memory_format=torch.channels_last)
-    w_of_t = guidance.schedule(config.guidance.schedule, w, T, config.guidance.interval)
+    model, weights = load_model(config.model, sampling, ranks.device)
+    identity_contexts.check_contexts(contexts_file, ids, contexts, dimension=model.unet.context_emb.in_features)
+    guide = guidance.guided(**asdict(config.guidance))
 
     # the run's record: a folder begun with other settings is refused
+    decides = {f"guidance.{name}": value for name, value in asdict(config.guidance).items()} | {
+        f"sampling.{name}": getattr(sampling, name) for name in ("solver", "steps", "as_published", "batch_size", "seed")} | {
+        "sampling.precision": "bf16" if model.dtype is torch.bfloat16 else "fp32", "device": ranks.device.type,
+        "contexts": contexts_digest, "negatives": None if negatives is None else array_digest(negatives),
+        "weights": [file_digest(file) for file in weights]}
+    record = Record(places.run_record(run), decides, "paths.run", may_change={
+        f"sampling.{name}": getattr(sampling, name) for name in ("identities", "images_per_identity")})
+    ranks.on_main(lambda: record.begin(config=asdict(config)))
+
+    # what is left to draw
+    samples = places.samples(run)
     images = [(i, k) for i in ranks.shard(range(sampling.identities)) for k in range(sampling.images_per_identity)]
     files = {(i, k): samples / ids[i] / f"{k}.png" for i, k in images}
-    todo = [image for image in tqdm(images, "look at what is done", disable=not ranks.is_main, leave=False)
+    left = [image for image in tqdm(images, "check what is done", disable=not ranks.is_main, leave=False)
             if not is_complete_png(files[image])]
-    ranks.print(f"{run}: {len(images) - len(todo)} of this process's {len(images)} images are done")
-    if ranks.is_main:
-        decides = asdict(config.guidance) | asdict(sampling) | {
-            "contexts": contexts_digest,
-            "negatives": None if negative_index is None else runs.array_digest(negative_index),
-            "weights": [runs.file_digest(file) for file in weights_files],
-            "device": ranks.device.type, "precision": "bf16" if use_bf16 else "fp32"}
-        for extendable in ("identities", "images_per_identity"):
-            decides.pop(extendable)
-        runs.claim_run(run / "run.json", decides, {"config": asdict(config)})
-    ranks.barrier()
+    ranks.print(f"{run}: {len(images) - len(left)} of this process's {len(images)} images are done")
 
-    def images_of(batch: list[tuple[int, int]]) -> torch.Tensor:
-        """The images of a batch of (identity, sample), uint8 [B, H, W, 3]."""
-        identities, numbers = [i for i, _ in batch], [k for _, k in batch]
-        c_pos, c_neg = contexts[identities].to(ranks.device), None
-        if w > 0:
-            index = torch.from_numpy(negative_index[identities])
-            c_neg = torch.where(index[:, None] >= 0, contexts[index.clamp(min=0)], 0.0).to(ranks.device)
-        x_0 = draw(unet, c_pos, c_neg, w_of_t,
-                   lambda t: gaussian(sampling.seed, identities, numbers, t, latent_shape, ranks.device),
-                   sampling.solver, sampling.steps, betas, sampling.as_published, settings["prediction"])
-        # the first stage's codebook would lose digits as bfloat16 weights; under autocast it keeps them
-        with torch.autocast(ranks.device.type, torch.bfloat16, enabled=use_bf16):
-            return to_uint8(autoencoder.decode(x_0))
-
-    # sample: identities mix freely in a batch; the last one is padded, so that every batch has the same shape
-    progress = tqdm(total=len(todo), unit="image", disable=not ranks.is_main, desc="sample")
+    # identities mix freely in a batch; the last one is padded, so that every batch has the same shape
+    progress = tqdm(total=len(left), unit="image", disable=not ranks.is_main, desc="sample")
     with torch.inference_mode(), ImageWriter() as writer, progress:
-        for start in range(0, len(todo), sampling.batch_size):
-            batch = todo[start : start + sampling.batch_size]
-            padded = [*batch, *[batch[-1]] * (sampling.batch_size - len(batch))]
-            for image, pixels in zip(batch, images_of(padded).cpu().numpy(), strict=False):
+        for start in range(0, len(left), sampling.batch_size):
+            batch = left[start : start + sampling.batch_size]
+            identities, numbers = map(list, zip(*batch, *[batch[-1]] * (sampling.batch_size - len(batch)), strict=True))
+            noise = partial(gaussian, sampling.seed, identities, numbers, shape=model.latent_shape, device=ranks.device)
+            drawn = model.images(torch.from_numpy(contexts[identities]),
+                                 None if negatives is None else torch.from_numpy(negatives[identities]), noise, guide,
+                                 sampling.solver, sampling.steps, sampling.as_published)
+            for image, pixels in zip(batch, to_uint8(drawn).cpu().numpy(), strict=False):
                 writer.write(files[image], pixels)
             progress.update(len(batch))
     ranks.barrier()
@@ -114,10 +94,27 @@ def main() -> None:
     if ranks.is_main:
         rows = [[samples / ids[i] / f"{k}.png" for k in range(min(SHEET_COLUMNS, sampling.images_per_identity))]
                 for i in range(min(SHEET_ROWS, sampling.identities))]
-        contact_sheet(rows, run / "contact_sheet.png")
+        contact_sheet(rows, places.contact_sheet(run))
         print(f"{sampling.identities} identities x {sampling.images_per_identity} images in {samples}; "
-              f"look at {run / 'contact_sheet.png'}")
+              f"look at {places.contact_sheet(run)}")
     ranks.close()
+
+
+def load_model(model, sampling, device: torch.device) -> tuple[LatentDiffusion, list[Path]]:
+    """The generator of the settings `model`, and the files of its weights. Raises UserError where they do not fit."""
+    step = model.step or None
+    unet, settings = published.load_diffusion(model.diffusion, step)
+    autoencoder = published.load_first_stage(model.first_stage_encoder, model.first_stage_decoder)
+    if settings["latent_shape"][-1] * autoencoder.factor != settings["image_size"]:
+        raise UserError(f"{model.first_stage_decoder}: enlarges latents {autoencoder.factor} times, but "
+                        f"{model.diffusion} was trained with another first stage; take both from one model")
+    if sampling.steps > settings["T"]:
+        raise UserError(f"sampling.steps: {sampling.steps} is more than the model's T; the most is {settings['T']}")
+    files = [published.checkpoint_file(Path(model.diffusion) / "checkpoints", step, ema=True), model.first_stage_encoder,
+             model.first_stage_decoder]
+    bf16 = distributed.use_bf16(sampling.precision, device)
+    return LatentDiffusion(unet, autoencoder, settings["betas"], settings["latent_shape"], settings["prediction"], device,
+                           bf16), files
 
 
 if __name__ == "__main__":

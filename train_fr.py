@@ -1,4 +1,4 @@
-"""Stage 6: train a recogniser on aligned faces, steered by people set apart from the training, never by a benchmark.
+"""Stage 6: train a recogniser on aligned faces, steered by held-out people, never by a benchmark.
 
 Reads   the faces kept in <run>/aligned/ (stage 4), or the folder of identity folders fr.images
 Writes  <run>/fr/<name>/: backbone.safetensors and <step>backbone.pth (best on the held-out people), log.csv,
@@ -11,191 +11,126 @@ Writes  <run>/fr/<name>/: backbone.safetensors and <step>backbone.pth (best on t
 
 Running the same command again continues where the last state was saved.
 """
-import time
+from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch.optim.lr_scheduler import MultiStepLR, ReduceLROnPlateau
-from tqdm import tqdm
 
+from config import places
 from config.load import load_config
-from models import backbones, margin_heads
-from utils.faces import folders as face_images
-from utils.faces.template import read_kept
-from utils.recognition import recogniser_training as training
+from models.backbones import BACKBONES
+from models.margin_heads import HEADS
+from utils.faces import folders, packed
+from utils.faces.aligned import read_kept
 from utils.recognition.augmentation import augment, normalise
-from utils.runtime import files as runs
+from utils.recognition.dynunc import open_probabilities, write_dynunc
+from utils.recognition.recogniser_training import RecogniserLoss, epoch_order, plot_curves, training_set, verification_accuracy
 from utils.runtime import ranks as distributed
-from utils.runtime.errors import UserError, run_script
+from utils.runtime.errors import run_script
+from utils.runtime.files import file_digest, read_names, write_json, write_safetensors, write_torch
+from utils.runtime.records import Record
+from utils.training.loop import Budget, Training
 
-HEADS = {"cosface": margin_heads.CosFace, "arcface": margin_heads.ArcFace, "adaface": margin_heads.AdaFace}
-CHECK_STEPS = 20  # the loss is fetched from the device, shown and checked so often
-SAVE_SECONDS = 300  # the state is saved after each epoch, and so often within one
-KEEP_LIST_MEND = "run train_fr.py with fr.is_original_train=true, which writes keep-lists"
-LOG_COLUMNS = ("epoch", "loss", "held_out_accuracy", "learning_rate", "images_per_second")
-# What may differ when a training is continued: it does not change the curve, or extends it.
-FREE_TO_CHANGE = ("epochs", "early_stop", "precision", "compile", "dynunc_window", "keep_fractions", "name", "images",
-                  "leave_out", "batch_size")
+DROPOUT, MOMENTUM, WEIGHT_DECAY, GRADIENT_CLIP = 0.4, 0.9, 5e-4, 5.0  # the paper's
+PATIENCE, EARLY_STOP = 4, 6  # epochs without a better score: the learning rate falls to a tenth; training ends
 
 
 def main() -> None:
-    config = load_config(__doc__)
+    config = load_config(__doc__, reads=("paths", "fr", "training"), choices={"fr.backbone": BACKBONES, "fr.head": HEADS})
     ranks = distributed.setup(config.device)
-    fr, folder = config.fr, runs.fr_folder(config)
-    total_batch = fr.batch_size * ranks.world_size
-    if fr.is_original_train and fr.dynunc_window > fr.epochs:
-        raise UserError(f"fr.dynunc_window: {fr.dynunc_window} is more than fr.epochs={fr.epochs}; lower it to "
-                        f"{fr.epochs} or raise fr.epochs")
+    fr, folder, total_batch = config.fr, places.fr_folder(config), config.fr.batch_size * ranks.world_size
 
     # the images: packed once, then chosen by row
-    leave_out = training.read_lines(fr.leave_out, "fr.leave_out", "give one name a line") if fr.leave_out else ()
-    faces = face_images.identity_folders(fr.images) if fr.images else read_kept(runs.aligned_folder(config))
-    chosen = face_images.select(faces, fr.identities, fr.images_per_identity, fr.minimum_images, leave_out)
-    packed_file = folder.parent / f"faces-{fr.identities or 'all'}x{fr.images_per_identity or 'all'}.npy"
-    if ranks.is_main:
-        face_images.pack(chosen, packed_file)
-    ranks.barrier()
-    packed = face_images.load_packed(packed_file)
-    keep = training.read_lines(fr.keep_list, "fr.keep_list", KEEP_LIST_MEND) if fr.keep_list else None
-    data = training.training_set(packed, fr.held_out_identities, keep)
+    faces = folders.identity_folders(fr.images) if fr.images else read_kept(places.aligned(places.run_folder(config)))
+    leave_out = read_names(fr.leave_out, "fr.leave_out", faces) if fr.leave_out else ()
+    chosen = folders.select(faces, fr.identities, fr.images_per_identity, fr.minimum_images, leave_out)
+    listing = folders.listing(chosen)
+    packed_file = places.packed_faces(config, listing)
+    ranks.on_main(lambda: packed.pack(chosen, packed_file, listing))
+    images = packed.load_packed(packed_file)
+    keep_list = read_names(fr.keep_list, "fr.keep_list", images.paths.tolist()) if fr.keep_list else None
+    data = training_set(images, keep_list)
     if data.empty_identities:
         ranks.print(f"{len(data.empty_identities)} identities have no image in {fr.keep_list} and are left out, "
                     f"the first is {data.empty_identities[0]}")
-    reader = face_images.FaceReader(packed.images, ranks.device)
+    reader = packed.FaceReader(images.images, ranks.device)
     labels = torch.from_numpy(data.labels).to(ranks.device)
+    steps = len(epoch_order(len(data.rows), total_batch, fr.seed, 0)[0])  # an epoch
 
-    # backbone, head, optimiser, schedule
+    # backbone, head, loss, optimiser, schedule
     torch.manual_seed(fr.seed)
-    if fr.backbone == "mobilefacenet":
-        backbone = backbones.MobileFaceNet(fr.embedding_size)
-    else:
-        backbone = getattr(backbones, fr.backbone)(fr.embedding_size, fr.dropout)
-    head = HEADS[fr.head](fr.embedding_size, data.num_classes, s=fr.scale, m=fr.margin)
-    bf16 = distributed.use_bf16(fr.precision, ranks.device)
-    trainer = training.Trainer(backbone, head, ranks, fr.learning_rate * total_batch / 512, fr.momentum,
-                               fr.weight_decay, fr.gradient_clip, bf16, fr.compile)
-    if fr.schedule == "plateau":
-        scheduler = ReduceLROnPlateau(trainer.optimizer, "max", 0.1, fr.patience, threshold=0)
-    else:
-        scheduler = MultiStepLR(trainer.optimizer, fr.milestones, 0.1)
+    torch.backends.cudnn.benchmark = True  # every batch has the same shape
+    backbone = BACKBONES[fr.backbone](DROPOUT).to(ranks.device, memory_format=torch.channels_last)
+    head = HEADS[fr.head](backbone.num_features, data.num_classes, s=fr.scale, m=fr.margin).to(ranks.device)
+    probability = torch.zeros(len(data.rows), device=ranks.device) if fr.is_original_train else None
+    bf16 = distributed.use_bf16(config.training.precision, ranks.device)
+    compiled = partial(distributed.compiled, device=ranks.device, setting="training.compile")
+    loss = RecogniserLoss(backbone, head, bf16, compiled if config.training.compile else lambda network: network, probability)
+    weights = [weight for weight in (*backbone.parameters(), *head.parameters()) if weight.requires_grad]
+    optimizer = torch.optim.SGD(weights, fr.learning_rate * total_batch / 512, MOMENTUM, weight_decay=WEIGHT_DECAY)
+    scheduler = MultiStepLR(optimizer, fr.milestones, 0.1) if fr.milestones else \
+        ReduceLROnPlateau(optimizer, "max", 0.1, PATIENCE, threshold=0)
 
     # the run's record, and the state to continue from
-    if ranks.is_main:
-        decides = {name: value for name, value in asdict(fr).items() if name not in FREE_TO_CHANGE} | {
-            "images": packed.listing, "keep_list": runs.file_digest(fr.keep_list) if fr.keep_list else None,
-            "batch on all devices": total_batch}
-        runs.claim_run(folder / "run.json", decides, {"config": asdict(config)})
-        runs.write_json(folder / "held_out.json", data.held_out_identities)
-        if fr.is_original_train:
-            probabilities = training.open_probabilities(folder / "probabilities.npy", fr.epochs, len(data.rows))
-    ranks.barrier()
-    # where the training stands; epoch and step count what is done
-    progress = {"epoch": 0, "step": 0, "steps_in_all": 0, "best": -1.0, "best_epoch": 0, "best_step": 0, "log": []}
-    # what an epoch gathers: loss and steps summed; each image's probability of its class
-    sums = torch.zeros(2, dtype=torch.float64, device=ranks.device)
-    probability = torch.zeros(len(data.rows), device=ranks.device)
-    gradient_norms = torch.zeros((), device=ranks.device)
-    state_file = folder / "state.pt"
-    if state_file.is_file():
-        state = training.read_state(state_file, ranks.device)
-        progress = state["progress"]
-        trainer.load_state_dict(state["trainer"])
-        scheduler.load_state_dict(state["scheduler"])
-        if ranks.is_main:  # the gathered sums are whole there; the other ranks add to them
-            sums, probability = state["sums"], state["probability"]
-        ranks.print(f"continues after epoch {progress['epoch']}, step {progress['step']}")
+    decides = {f"fr.{name}": getattr(fr, name) for name in (
+        "identities", "images_per_identity", "minimum_images", "backbone", "head", "scale", "margin", "augmentation",
+        "learning_rate", "milestones", "seed", "is_original_train")}
+    record = Record(folder / "run.json", decides | {
+        "images": listing, "fr.keep_list": file_digest(fr.keep_list) if fr.keep_list else None,
+        "images a step on all devices": total_batch}, "fr.name", may_change={
+            "fr.epochs": fr.epochs, "training.precision": "bf16" if bf16 else "fp32"})
+    ranks.on_main(lambda: record.begin(config=asdict(config)))
+    ranks.on_main(lambda: write_json(folder / "held_out.json", data.held_out_identities))
+    if fr.is_original_train and ranks.is_main:
+        probabilities = open_probabilities(folder / "probabilities.npy", fr.epochs, len(data.rows))
+    training = Training("train the recogniser", folder / "state.pt", folder / "log.csv", ranks, Budget(steps=fr.epochs * steps),
+                        optimizer, {"backbone": backbone, "head": head}, clip=[(backbone, GRADIENT_CLIP), (head, GRADIENT_CLIP)],
+                        images=total_batch, seed=fr.seed, rows=fr.epochs, early_stop=0 if fr.milestones else EARLY_STOP,
+                        summed={"probability": probability} if fr.is_original_train else {}, scheduler=scheduler,
+                        steps_at_validations=True, fix="begin with a lower fr.learning_rate under another fr.name")
+    training.restore()
 
-    def save() -> None:
-        training.gather(ranks, sums, probability)
-        if ranks.is_main:
-            runs.write_torch(state_file, {
-                "progress": progress, "trainer": trainer.state_dict(), "scheduler": scheduler.state_dict(),
-                "sums": sums, "probability": probability})
-
-    def check_finite() -> None:
-        if not torch.isfinite(gradient_norms):  # the same on every rank, so that all of them stop here
-            raise UserError(f"{folder}: the loss or its gradient is not finite any more at epoch "
-                            f"{progress['epoch'] + 1}, step {progress['step']}; state.pt is from before: run again "
-                            "with fr.precision=fp32, or begin with a lower fr.learning_rate under another fr.name")
-
-    def is_over() -> bool:
-        waited = progress["epoch"] - progress["best_epoch"]
-        return progress["epoch"] >= fr.epochs or (fr.schedule == "plateau" and waited >= fr.early_stop)
-
-    if not state_file.is_file():
-        save()
-    saved = time.monotonic()
-    while not is_over():
-        epoch, first_step = progress["epoch"], progress["step"]
-        order, dropped = training.epoch_order(len(data.rows), total_batch, fr.seed, epoch)
-        mine = order[first_step:, ranks.rank * fr.batch_size:(ranks.rank + 1) * fr.batch_size]
-        trainer.train()
-        begin = time.perf_counter()
-        with tqdm(total=order.size, initial=first_step * total_batch, unit="image", disable=not ranks.is_main,
-                  desc=f"epoch {epoch + 1} of {fr.epochs}") as bar:
-            batches = zip(mine, reader.batches(data.rows[mine]), strict=True)
-            for step, (numbers, faces) in enumerate(batches, first_step):
-                training.seed_step(fr.seed, epoch, step, ranks.rank)
+    def batches(step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Faces, classes and numbers of the images; this rank's share of each step."""
+        epoch, first = divmod(step, steps)
+        while True:
+            loss.train()
+            order, _ = epoch_order(len(data.rows), total_batch, fr.seed, epoch)
+            mine = order[first:, ranks.rank * fr.batch_size : (ranks.rank + 1) * fr.batch_size]
+            for numbers, shown in zip(mine, reader.batches(data.rows[mine]), strict=True):
                 numbers = torch.from_numpy(numbers)
-                faces = normalise(augment(faces, numbers, fr.seed, epoch, fr.augmentation))
+                shown = normalise(augment(shown, numbers, fr.seed, epoch, fr.augmentation))
                 numbers = numbers.to(ranks.device, non_blocking=True)
-                loss, norm, p = trainer.step(faces, labels[numbers], fr.is_original_train)
-                sums += torch.stack([loss, torch.ones_like(loss)])
-                gradient_norms += norm
-                if fr.is_original_train:
-                    probability[numbers] = p
-                progress["step"] += 1
-                bar.update(total_batch)
-                if progress["step"] % CHECK_STEPS == 0:
-                    check_finite()
-                    bar.set_postfix(loss=f"{loss.item():.3f}")
-                    if ranks.agree(time.monotonic() - saved > SAVE_SECONDS):
-                        save()
-                        saved = time.monotonic()
-        check_finite()
-        training.gather(ranks, sums, probability)
-        images_per_second = (order.size - first_step * total_batch) / (time.perf_counter() - begin)
+                yield shown, labels[numbers], numbers
+            epoch, first = epoch + 1, 0
 
-        # steer by the held-out people
-        accuracy = 0.0
-        if ranks.is_main:
-            accuracy = training.verification_accuracy(backbone, packed.images, data.held_out_rows,
-                                                      data.held_out_labels, ranks.device, bf16)
-        [accuracy] = ranks.sum([accuracy])
-        learning_rate = scheduler.get_last_lr()[0]
-        scheduler.step(*([accuracy] if fr.schedule == "plateau" else []))
-        progress["epoch"], progress["step"] = epoch + 1, 0
-        progress["steps_in_all"] += len(order)
-        if accuracy > progress["best"]:
-            progress |= {"best": accuracy, "best_epoch": epoch + 1, "best_step": progress["steps_in_all"]}
-            if ranks.is_main:
-                runs.write_safetensors(folder / "backbone.safetensors", backbone.state_dict())
-        if ranks.is_main:
-            loss = (sums[0] / sums[1]).item()
-            progress["log"].append((epoch + 1, loss, accuracy, learning_rate, images_per_second))
-            if fr.is_original_train:
-                probabilities[epoch] = probability.cpu()
-                probabilities[epoch, dropped] = np.nan
-                probabilities.flush()
-            print("epoch {}: loss {:.4f}, held-out accuracy {:.4f}, learning rate {:g}".format(*progress["log"][-1]))
-        sums.zero_()
-        probability.zero_()
-        save()
-        saved = time.monotonic()
-        if ranks.is_main:
-            runs.write_csv(folder / "log.csv", LOG_COLUMNS, progress["log"])
-            training.plot_curves(progress["log"], folder / "curves.png")
-
-    if ranks.is_main:
-        runs.write_torch(folder / f"{progress['best_step']}backbone.pth", load_file(folder / "backbone.safetensors"))
-        print(f"trained on {len(data.rows)} images of {data.num_classes} people; best of {progress['epoch']} epochs is "
-              f"{progress['best_epoch']}: accuracy {progress['best']:.4f} on "
-              f"{len(data.held_out_identities)} held-out people; {folder / 'backbone.safetensors'}")
+    def validate() -> dict[str, float]:
+        epoch = training.step // steps
+        plot_curves(training.log, folder / "curves.png")
         if fr.is_original_train:
-            files = training.write_dynunc(folder, probabilities[:progress["epoch"]], packed.paths[data.rows],
-                                          fr.dynunc_window, fr.keep_fractions)
+            probabilities[epoch - 1] = probability.cpu()
+            probabilities[epoch - 1, epoch_order(len(data.rows), total_batch, fr.seed, epoch - 1)[1]] = np.nan
+            probabilities.flush()
+            probability.zero_()
+        accuracy = verification_accuracy(backbone, images.images, data.held_out_rows, data.held_out_labels, ranks.device, bf16)
+        return {"epoch": epoch, "held_out_accuracy": accuracy, "score": accuracy}
+
+    def keep() -> None:
+        write_safetensors(folder / "backbone.safetensors", backbone.state_dict())
+
+    training.run(batches, loss, validate, fr.epochs, keep=keep)
+    if ranks.is_main:
+        plot_curves(training.log, folder / "curves.png")
+        write_torch(folder / f"{training.best_step}backbone.pth", load_file(folder / "backbone.safetensors"))
+        print(f"trained on {len(data.rows)} images of {data.num_classes} people; best of {training.step // steps} epochs is "
+              f"{training.best_step // steps}: accuracy {training.best:.4f} on {len(data.held_out_identities)} held-out people; "
+              f"{folder / 'backbone.safetensors'}")
+        if fr.is_original_train:
+            files = write_dynunc(folder, probabilities[: training.step // steps], images.paths[data.rows])
             print(f"keep-lists: {', '.join(map(str, files))}; train on one with fr.keep_list=<file> fr.name=<name>")
     ranks.close()
 

@@ -14,8 +14,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.random_weights import networks
-from utils.diffusion.guidance import combine
+from models.sizes import build
 from utils.runtime import ranks as distributed
 
 LATENT, CONTEXT = (3, 32, 32), 512
@@ -31,7 +30,7 @@ def main() -> None:
     batch = arguments.batch
 
     torch.manual_seed(0)
-    unet = networks("full")[0].eval().to(device)
+    unet = build("published", CONTEXT)[0].eval().to(device)
     x_t, t = torch.randn(batch, *LATENT, device=device), torch.full((batch,), 500, device=device)
     c_pos, c_neg = (torch.nn.functional.normalize(torch.randn(batch, CONTEXT, device=device)) for _ in range(2))
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
@@ -44,10 +43,11 @@ def main() -> None:
 
     def published() -> torch.Tensor:
         with sdpa_kernel(SDPBackend.MATH):
-            return combine(unet(x_t, t, c_pos), unet(x_t, t, c_neg), 0.5)
+            return 1.5 * unet(x_t, t, c_pos) - 0.5 * unet(x_t, t, c_neg)
 
     def ours() -> torch.Tensor:
-        return combine(*unet(x_t, t, tokens).chunk(2), 0.5)
+        eps_pos, eps_neg = unet(x_t, t, tokens).chunk(2)
+        return 1.5 * eps_pos - 0.5 * eps_neg
 
     def baseline() -> torch.Tensor:
         return unet(x_t, t, tokens[:batch])

@@ -16,20 +16,21 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.sampling import matrix_rate, peak_memory, reset_peak
-from models import backbones
+from models.backbones import BACKBONES
 from models.margin_heads import CosFace
-from utils.faces.folders import SIZE, FaceReader
+from utils.faces.packed import FaceReader
+from utils.faces.template import SIZE
 from utils.recognition.augmentation import augment, normalise
-from utils.recognition.recogniser_training import Trainer
+from utils.recognition.recogniser_training import RecogniserLoss
 from utils.runtime import ranks as distributed
 
-IDENTITIES, EMBEDDING = 10_000, 512
+IDENTITIES, GRADIENT_CLIP = 10_000, 5.0
 WARM_UP = 5  # steps that are not timed: compilation, choice of kernels
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default="iresnet50", choices=tuple(backbones.IRESNET_BLOCKS))
+    parser.add_argument("--backbone", default="iresnet50", choices=tuple(BACKBONES))
     parser.add_argument("--batch", type=int, default=512, help="images a step")
     parser.add_argument("--steps", type=int, default=50, help="timed steps")
     parser.add_argument("--images", type=int, default=20_000, help="packed faces")
@@ -38,7 +39,7 @@ def main() -> None:
     ranks = distributed.setup(arguments.device)
     device, batch = ranks.device, arguments.batch
 
-    flop = count_flop(getattr(backbones, arguments.backbone)(EMBEDDING))
+    flop = count_flop(BACKBONES[arguments.backbone](0.4))
     rates = {bf16: matrix_rate(torch.bfloat16 if bf16 else torch.float32, device) for bf16 in (False, True)}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}; "
@@ -61,13 +62,28 @@ def main() -> None:
             rate, peak = measure(batches(kind), lambda faces, labels: None, device)
             print(f"| loader alone, from {where}, augmentation {kind} | {rate:,.0f} | | {peak / 1e9:.1f} |")
         for name, bf16, compiled in (("fp32", False, False), ("bf16", True, False), ("bf16, compiled", True, True)):
-            backbone, head = getattr(backbones, arguments.backbone)(EMBEDDING, 0.4), CosFace(EMBEDDING, IDENTITIES)
-            trainer = Trainer(backbone, head, ranks, learning_rate=0.1, momentum=0.9, weight_decay=5e-4,
-                              gradient_clip=5.0, bf16=bf16, compile=compiled)
-            trainer.train()
-            rate, peak = measure(batches("randaugment"), lambda *batch: trainer.step(*batch, False), device)
+            step = training_step(arguments.backbone, device, bf16, compiled)
+            rate, peak = measure(batches("randaugment"), step, device)
             share = rate * flop / rates[bf16]
             print(f"| training, {name} | {rate:,.0f} | {share:.0%} | {peak / 1e9:.1f} |", flush=True)
+
+
+def training_step(backbone: str, device: torch.device, bf16: bool, compiled: bool) -> Callable:
+    """(faces, labels) -> one update, as utils/training/loop.py makes it."""
+    network = BACKBONES[backbone](0.4).to(device, memory_format=torch.channels_last)
+    head = CosFace(network.num_features, IDENTITIES).to(device)
+    loss = RecogniserLoss(network, head, bf16, torch.compile if compiled else lambda network: network, None).train()
+    weights = [weight for weight in (*network.parameters(), *head.parameters()) if weight.requires_grad]
+    optimizer = torch.optim.SGD(weights, 0.1, 0.9, weight_decay=5e-4)
+
+    def step(faces: torch.Tensor, labels: torch.Tensor) -> None:
+        optimizer.zero_grad()
+        loss(faces, labels, labels).backward()
+        for module in (network, head):
+            torch.nn.utils.clip_grad_norm_(module.parameters(), GRADIENT_CLIP)
+        optimizer.step()
+
+    return step
 
 
 def pack_random(file: Path, images: int) -> np.ndarray:

@@ -4,28 +4,33 @@ import difflib
 import math
 import sys
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from config.config import DEFAULT_PRESET, PRESETS, Config
+from config.config import DEFAULT_PRESET, GONE, PRESETS, Config
 from utils.runtime.errors import UserError
 
-PUBLISHED_T = 1000  # diffusion steps of every published model
+Choices = Mapping[str, Iterable[str]]
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-def load_config(doc: str, arguments: Sequence[str] | None = None) -> Config:
+def load_config(doc: str, reads: Collection[str] = (), choices: Choices | None = None,
+                arguments: Sequence[str] | None = None) -> Config:
     """The settings of this run: config.py, then the preset, then the overrides, checked before anything is loaded.
 
     Args:
         doc: the script's docstring, the first part of `--help`.
+        reads: the groups of settings that the script reads, which `--help` lists; by default all. Others may be given
+            too, so that one set of overrides goes through all stages.
+        choices: what a setting that names a method may be, by its dotted name: the keys of that method's registry.
         arguments: `[--preset NAME] [group.name=value ...]`; by default those of the command line.
     Raises:
         UserError: an unknown name, a wrong type, a value out of range, or an impossible combination.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    choices = {name: tuple(values) for name, values in (choices or {}).items()}
     if "-h" in arguments or "--help" in arguments:
-        print(help_text(doc))
+        print(help_text(doc, reads, choices))
         sys.exit(0)
     preset, overrides = DEFAULT_PRESET, {}
     while arguments:
@@ -41,20 +46,22 @@ def load_config(doc: str, arguments: Sequence[str] | None = None) -> Config:
             raise UserError(f"{argument}: is not understood; write --preset NAME or group.name=value, or see --help")
     if preset not in PRESETS:
         raise UserError(f"--preset: '{preset}' is unknown; {_nearest(preset, PRESETS)}")
-    return resolve({"preset": preset} | PRESETS[preset], overrides)
+    return resolve({"preset": preset} | PRESETS[preset], overrides, choices)
 
 
-def resolve(preset: Mapping[str, Any], overrides: Mapping[str, str]) -> Config:
+def resolve(preset: Mapping[str, Any], overrides: Mapping[str, str], choices: Choices | None = None) -> Config:
     """Config's defaults, overlaid by a preset's values and then by the overrides' texts. Raises UserError."""
-    known = dict(settings(Config))
+    known, choices = dict(settings(Config)), choices or {}
     values = dict(preset)
     for name, text in overrides.items():
+        if name in GONE:
+            raise UserError(f"{name}: {GONE[name]}")
         if name not in known:
-            raise UserError(f"{name}: is no setting; {_nearest(name, known)}")
+            raise UserError(f"{name}: is an unknown setting; {_nearest(name, known)}")
         values[name] = _parse(name, text, known[name])
     config = _build(Config, values)
     for name, field in known.items():
-        _check_value(name, get(config, name), field)
+        _check_value(name, get(config, name), field, choices.get(name) or field.metadata["choices"])
     check_combinations(config)
     return config
 
@@ -79,7 +86,7 @@ def get(config: Config, name: str) -> Any:
 
 def check_combinations(config: Config) -> None:
     """Refuse what no stage could do. Raises UserError naming the setting, its value and the nearest valid choice."""
-    contexts, negatives, guidance, sampling = config.contexts, config.negatives, config.guidance, config.sampling
+    contexts, negatives, guidance = config.contexts, config.negatives, config.guidance
     if contexts.source == "published" and not contexts.file:
         raise UserError("contexts.file: is empty, but contexts.source=published reads it; give the contexts file")
     if contexts.source == "extracted" and not (contexts.faces and contexts.recogniser):
@@ -95,45 +102,21 @@ def check_combinations(config: Config) -> None:
     if len(guidance.interval) != 2 or guidance.interval[0] > guidance.interval[1]:
         raise UserError(f"guidance.interval: {guidance.interval} is not a lowest and a highest timestep; "
                         "give two numbers such as 200,800")
-    if sampling.as_published and sampling.solver == "dpm++":
-        raise UserError("sampling.as_published: true is impossible with sampling.solver=dpm++, which the published code "
-                        "does not have; set sampling.as_published=false, or sampling.solver=ddim")
-    if sampling.as_published and sampling.solver == "ddpm" and sampling.steps != PUBLISHED_T:
-        raise UserError(f"sampling.steps: {sampling.steps} is impossible with sampling.as_published=true and "
-                        f"sampling.solver=ddpm, which runs every timestep; set sampling.steps={PUBLISHED_T}, or "
-                        "sampling.as_published=false")
-    check_network_sizes(config)
 
 
-def check_network_sizes(config: Config) -> None:
-    """Refuse sizes that no network of stage 0 can have, before hours are spent on finding faces."""
-    autoencoder, diffusion, size = config.autoencoder, config.diffusion, config.training.image_size
-    if len(autoencoder.channels) != 3:
-        raise UserError(f"autoencoder.channels: {_text(autoencoder.channels)} are {len(autoencoder.channels)} resolutions, "
-                        "but latents are a quarter of the image's size; give 3 numbers")
-    for name in ("autoencoder.channels", "diffusion.initial_channels", "diffusion.context_channels"):
-        value = get(config, name)
-        if any(channels % 32 for channels in (value if isinstance(value, tuple) else (value,))):
-            raise UserError(f"{name}: {_text(value)} is no multiple of 32, the groups of every norm; give multiples of it")
-    if len(diffusion.attention) != len(diffusion.channel_multipliers):
-        raise UserError(f"diffusion.attention: {_text(diffusion.attention)} has not one value for each of "
-                        f"diffusion.channel_multipliers={_text(diffusion.channel_multipliers)}; give as many")
-    halvings = 2 ** (1 + len(diffusion.channel_multipliers))  # two by the first stage, the rest by the network
-    if size % halvings:
-        raise UserError(f"training.image_size: {size} cannot be halved as often as the networks do; set "
-                        f"{max(1, round(size / halvings)) * halvings}")
-
-
-def help_text(doc: str) -> str:
-    """The script's docstring and every setting with its default, choices, unit and the paper's value."""
+def help_text(doc: str, reads: Collection[str] = (), choices: Choices | None = None) -> str:
+    """The script's docstring and the settings it reads with their defaults, choices, units and the paper's values."""
     lines = [doc.strip(), "", "usage: python <script>.py [--preset NAME] [group.name=value ...]",
              f"presets: {', '.join(PRESETS)} (default: {DEFAULT_PRESET}); add yours in config/config.py", ""]
     for name, field in settings(Config):
+        if reads and "." in name and name.partition(".")[0] not in reads:
+            continue
         about = field.metadata
+        allowed = tuple((choices or {}).get(name) or about["choices"] or ())
         notes = [f"default {_text(field.default)}"]
-        notes += [f"one of {', '.join(about['choices'])}"] if about["choices"] else []
+        notes += [f"one of {', '.join(allowed)}"] if allowed else []
         notes += [f"unit: {about['unit']}"] if about["unit"] else []
-        notes += [f"paper: {about['paper']}"] if about["paper"] else []
+        notes += [f"paper: {_text(about['paper'])}"] if about["paper"] is not None else []
         lines += [f"  {name}", f"      {about['help']}", f"      [{'; '.join(notes)}]"]
     return "\n".join(lines)
 
@@ -164,21 +147,21 @@ def _parse_item(text: str, kind: type) -> Any:
     return BOOLEANS[text.lower()] if kind is bool else kind(text)
 
 
-def _check_value(name: str, value: Any, field: dataclasses.Field) -> None:
+def _check_value(name: str, value: Any, field: dataclasses.Field, choices: Sequence[str] | None) -> None:
     kind, about = field.type, field.metadata
     items, item_kind = (value, typing.get_args(kind)[0]) if typing.get_origin(kind) is tuple else ((value,), kind)
     if not isinstance(items, tuple) or any(
             type(item) is not item_kind and not (item_kind is float and type(item) is int) for item in items):
         raise UserError(f"{name}: {value!r} is not {_kind(kind)}; the default is {_text(field.default)}")
     for item in items:
-        if about["choices"] and item not in about["choices"]:
-            raise UserError(f"{name}: '{item}' is no choice; {_nearest(item, about['choices'])}")
+        if choices and item not in choices:
+            raise UserError(f"{name}: '{item}' is not one of its choices; {_nearest(item, choices)}")
         if item_kind is float and not math.isfinite(item):
             raise UserError(f"{name}: {item} is not finite; the default is {_text(field.default)}")
         if about["minimum"] is not None and item < about["minimum"]:
-            raise UserError(f"{name}: {item} is too small; the least is {about['minimum']}")
+            raise UserError(f"{name}: {item} is too small; the minimum is {about['minimum']}")
         if about["maximum"] is not None and item > about["maximum"]:
-            raise UserError(f"{name}: {item} is too large; the most is {about['maximum']}")
+            raise UserError(f"{name}: {item} is too large; the maximum is {about['maximum']}")
 
 
 def _nearest(name: str, known: typing.Iterable[str]) -> str:

@@ -12,6 +12,7 @@ import importlib
 import sys
 from pathlib import Path
 
+from config import places
 from config.load import load_config
 from experiments.experiment import STRATEGIES
 from utils.runtime.errors import run_script
@@ -33,13 +34,13 @@ def main() -> None:
         stage("align", *given, f"paths.run={folder}")
     stage("plot_distributions", *given, f"scores.overlay={','.join(folders)}")
     # a training for real, as far as a laptop takes it in a minute or two
-    stage("train_fr", "fr.epochs=2", "fr.images_per_identity=4", *given, f"paths.run={name}/far")
+    stage("train_fr", "fr.epochs=2", "fr.images_per_identity=4", "training.compile=false", *given, f"paths.run={name}/far")
 
-    output = Path(config.paths.output) / name
-    scores = output / "scores" / Path(config.scores.recogniser).stem
+    scores = places.scores(Path(config.paths.output) / name, config)
     print(f"\nDone. Look at {scores}: faces.png, the same identities with and without\n"
           "negative contexts; distributions.png and table.md, their scores beside the paper's;\n"
-          f"and at curves.png in {output / 'far' / 'fr'}, of the CosFace ResNet-50 trained on Far-Neg's faces.")
+          f"and at curves.png in {Path(config.paths.output) / name}/far/fr, of the CosFace ResNet-50 trained on Far-Neg's "
+          "faces.")
 
 
 def stage(script: str, *arguments: str) -> None:

@@ -24,9 +24,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="<output>/training/<name>")
     folder = parser.parse_args().folder
-    mend = "train with train_autoencoder.py, train_diffusion.py and experiments.demo_recogniser first"
+    fix = "train with train_autoencoder.py, train_diffusion.py and experiments.demo_recogniser first"
     for name in (*WEIGHTS, *OTHERS):
-        require_file(folder / name, "trained weights", mend)
+        require_file(folder / name, "trained weights", fix)
     size = sum((folder / name).stat().st_size / (2 if name in WEIGHTS else 1) for name in (*WEIGHTS, *OTHERS))
     if size > LIMIT:
         raise UserError(f"{folder}: would make {size / 1e6:.1f} MB, more than {LIMIT / 1e6:.0f}; train smaller networks")

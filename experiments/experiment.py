@@ -13,9 +13,10 @@ import sys
 from pathlib import Path
 from statistics import mean, stdev
 
+from config import places
 from config.load import load_config
-from utils.runtime import files as runs
 from utils.runtime.errors import UserError, run_script
+from utils.runtime.files import file_digest, read_json, require_file, write_text
 
 ROOT = Path(__file__).parent.parent
 STRATEGIES = ("null", "close", "rand", "mid", "far")
@@ -28,15 +29,15 @@ def main() -> None:
     given = sys.argv[1:]
     sys.argv[1:] = ["--preset", "experiment", *given]
     config = load_config(__doc__)
-    folder = Path(config.paths.output) / "experiment"
+    folder = places.experiment_folder(config)
     # what only the end needs, before hours are spent
-    runs.require_file(Path(config.verify.lfw_faces) / "align.json", "verify.lfw_faces", "run make lfw first")
-    runs.require_file(config.verify.lfw_pairs, "verify.lfw_pairs", "download pairs.txt of LFW's view 2")
+    require_file(places.alignment_record(Path(config.verify.lfw_faces)), "verify.lfw_faces", "run make lfw first")
+    require_file(config.verify.lfw_pairs, "verify.lfw_pairs", "download pairs.txt of LFW's view 2")
 
     def stage(script: str, *settings: str) -> None:
         command = [sys.executable, ROOT / script, "--preset", "experiment", *given, *settings]
         if code := subprocess.run(command).returncode:
-            raise UserError(f"{script}: stopped with exit code {code}; mend what its message names and run this again")
+            raise UserError(f"{script}: stopped with exit code {code}; fix what its message names and run this again")
 
     # the sets: the same contexts and the same noise in each
     stage("create_sample_identity_contexts.py")
@@ -54,10 +55,10 @@ def main() -> None:
             fr = folder / name / "fr" / f"seed{seed}"
             stage("train_fr.py", f"paths.run=experiment/{name}", f"fr.name=seed{seed}", f"fr.seed={seed}")
             weights, record = fr / "backbone.safetensors", fr / "verification.json"
-            if not record.is_file() or runs.read_json(record)["digest"] != runs.file_digest(weights):
+            if not record.is_file() or read_json(record)["digest"] != file_digest(weights):
                 stage("verify_fr.py", f"verify.backbone={weights}")
-            accuracies[name].append(runs.read_json(record)["per_cent"]["LFW"])
-            runs.write_text(folder / "recognisers.md", table(accuracies))
+            accuracies[name].append(read_json(record)["per_cent"]["LFW"])
+            write_text(folder / "recognisers.md", table(accuracies))
     print(table(accuracies))
     print(f"written to {folder / 'recognisers.md'} and {folder / 'scores'}")
 

@@ -17,19 +17,19 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from config import places
 from config.load import load_config
 from models.published import load_backbone
-from utils.faces.folders import SIZE, read_image
-from utils.faces.template import read_kept
-from utils.identities import contexts
+from utils.faces.aligned import read_kept
+from utils.faces.folders import read_image
+from utils.faces.template import SIZE
+from utils.identities.contexts import normalise
 from utils.recognition.embedding import embed
-from utils.recognition.recogniser_training import faces as training_faces
-from utils.recognition.recogniser_training import read_lines
-from utils.runtime import files as runs
 from utils.runtime import ranks as distributed
 from utils.runtime.errors import UserError, run_script
 from utils.runtime.figures import contact_sheet, save_figure
-from utils.training.loop import held_out
+from utils.runtime.files import read_json, write_csv
+from utils.training import faces as training_faces
 
 HIGHEST = 10
 BLOCK = 1024  # generated faces compared at once
@@ -37,29 +37,28 @@ COLUMNS = ("similarity", "generated", "training_face")
 
 
 def main() -> None:
-    config = load_config(__doc__)
-    training, output = config.training, Path(config.paths.output)
-    ranks, cache = distributed.setup(config.device), runs.face_cache(config)
-    folders = [output / name for name in config.scores.overlay] or [runs.run_folder(config)]
+    config = load_config(__doc__, reads=("paths", "scores", "align", "training"))
+    settings, output = config.training, Path(config.paths.output)
+    ranks, cache = distributed.setup(config.device), places.face_cache(config)
     recogniser_file = Path(config.scores.recogniser)
     recogniser = load_backbone(recogniser_file)
-    leave_out = read_lines(training.leave_out, "training.leave_out", "give one name a line") if training.leave_out else ()
 
     # the real faces, aligned as the generated ones are: trained on, and held out
-    faces, crops, real = training_faces.prepare(
-        training.faces, leave_out, False, config.align.minimum_face / 128, SIZE, 0, recogniser,
-        recogniser_file, cache, ranks)
-    is_held_out, _ = held_out(faces.labels, len(faces.identities), training.held_out_identities)
+    faces = training_faces.prepare(settings.faces, settings.leave_out, False, config.align.minimum_face / 128, cache, ranks)
+    crops = training_faces.crops(faces, cache, SIZE, margin=0)
+    real = training_faces.face_contexts(faces, cache, recogniser, recogniser_file, ranks.device)
+    is_held_out, _ = training_faces.hold_out(faces)
     trained_rows = np.flatnonzero(~is_held_out)
     trained = np.array(real[trained_rows])
 
     # the generated faces, and the nearest training face of each
     results, pairs = {}, []
-    for folder in folders:
-        files = [file for kept in read_kept(folder / "aligned").values() for file in kept]
-        template = runs.read_json(folder / "aligned" / "align.json")["decides"]["align.template"]
+    for folder in places.run_folders(config):
+        aligned = places.aligned(folder)
+        files = [file for kept in read_kept(aligned).values() for file in kept]
+        template = read_json(places.alignment_record(aligned))["decides"]["align.template"]
         name = str(folder.relative_to(output))
-        results[name], nearest = nearest_of(contexts.normalise(embed(recogniser, files, ranks.device, template)), trained)
+        results[name], nearest = nearest_of(normalise(embed(recogniser, files, ranks.device, template)), trained)
         pairs += [(similarity, file, trained_rows[row])
                   for similarity, file, row in zip(results[name], files, nearest, strict=True)]
     pairs = sorted(pairs, key=lambda pair: -pair[0])[:HIGHEST]
@@ -69,12 +68,12 @@ def main() -> None:
     own = np.concatenate([(same @ same.T)[np.triu_indices(len(same), 1)]
                           for same in (np.array(real[labels == label]) for label in np.unique(labels[is_held_out]))])
     if not len(own):
-        raise UserError(f"{training.faces}: no held-out person has two images, so nothing says how alike images of one "
+        raise UserError(f"{settings.faces}: no held-out person has two images, so nothing says how alike images of one "
                         "person are; give a folder of identity folders")
     others, _ = nearest_of(np.array(real[is_held_out]), trained)
 
-    folder = output / "memorisation"
-    runs.write_csv(folder / "nearest.csv", COLUMNS,
+    folder = places.memorisation_folder(config)
+    write_csv(folder / "nearest.csv", COLUMNS,
                    [(f"{similarity:.4f}", f"{file.parent.name}/{file.name}", faces.files[row].name)
                     for similarity, file, row in pairs])
     contact_sheet([[read_image(file), np.array(crops[row])] for _, file, row in pairs], folder / "nearest.png")

@@ -1,11 +1,11 @@
 """Recognition networks under their published parameter names: iresnet18/34/50/100 and MobileFaceNet.
 
-Every network takes (faces [B, 3, 112, 112] RGB in [-1, 1], template) and returns embeddings [B, D], not normalised.
-`template` says how the faces were aligned: `arcface`, or `arcface_shifted` (8 px further left). Only a network whose
-input is narrower than the faces needs to know.
+Every network takes faces [B, 3, 112, 112] RGB in [-1, 1] and returns embeddings [B, D], not normalised. `on_arcface`: it
+was made for faces on the unshifted template, and shifted ones (8 px further left) must be moved back for it.
 """
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import nn
@@ -49,6 +49,7 @@ class IResNet(nn.Module):
 
     def __init__(self, blocks: tuple[int, int, int, int], num_features: int = 512, dropout: float = 0.0) -> None:
         super().__init__()
+        self.num_features = num_features
         self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.prelu = nn.PReLU(64)
@@ -68,10 +69,10 @@ class IResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0, 0.1)
 
-    def forward(self, faces: torch.Tensor, template: str = "arcface") -> torch.Tensor:
-        return self.with_early_features(faces, template)[1]
+    def forward(self, faces: torch.Tensor) -> torch.Tensor:
+        return self.with_early_features(faces)[1]
 
-    def with_early_features(self, faces: torch.Tensor, template: str) -> tuple[list[torch.Tensor], torch.Tensor]:
+    def with_early_features(self, faces: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
         """The feature maps at a half and a quarter of the resolution, and the embeddings."""
         half = self.layer1(self.prelu(self.bn1(self.conv1(faces))))
         quarter = self.layer2(half)
@@ -80,22 +81,6 @@ class IResNet(nn.Module):
         # Autocast's 16 bits would round the embedding itself; the two last layers cost next to nothing in fp32.
         with torch.autocast(x.device.type, enabled=False):
             return [half, quarter], self.features(self.fc(x.to(self.fc.weight.dtype)))
-
-
-def iresnet18(num_features: int = 512, dropout: float = 0.0) -> IResNet:
-    return IResNet(IRESNET_BLOCKS["iresnet18"], num_features, dropout)
-
-
-def iresnet34(num_features: int = 512, dropout: float = 0.0) -> IResNet:
-    return IResNet(IRESNET_BLOCKS["iresnet34"], num_features, dropout)
-
-
-def iresnet50(num_features: int = 512, dropout: float = 0.0) -> IResNet:
-    return IResNet(IRESNET_BLOCKS["iresnet50"], num_features, dropout)
-
-
-def iresnet100(num_features: int = 512, dropout: float = 0.0) -> IResNet:
-    return IResNet(IRESNET_BLOCKS["iresnet100"], num_features, dropout)
 
 
 # ---- MobileFaceNet ---------------------------------------------------------------------------------------------------
@@ -135,18 +120,19 @@ class MobileFaceNet(nn.Module):
 
     Args:
         num_features: D, the embedding's width.
-        width: of the input in px. 96 cuts its 96 columns out of the face, by its template (the published CASIA
+        width: of the input in px. 96 cuts its 96 columns out of a face on the unshifted template (the published CASIA
             weights); 112 sees the whole face.
     """
 
     BOTTLENECKS = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
-    FIRST_COLUMN = {"arcface": 8, "arcface_shifted": 0}
+    FIRST_COLUMN = 8  # of the 96
 
     def __init__(self, num_features: int = 128, width: int = 112) -> None:
         super().__init__()
         if width not in (96, 112):
             raise ValueError(f"MobileFaceNet sees 96 or 112 columns, not {width}")
-        self.width = width
+        self.num_features, self.width = num_features, width
+        self.on_arcface = width == 96
         self.conv1 = ConvBlock(3, 64, 3, stride=2, padding=1)
         self.dw_conv1 = ConvBlock(64, 64, 3, padding=1, groups=64)
         blocks, channels_in = [], 64
@@ -162,14 +148,13 @@ class MobileFaceNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
 
-    def forward(self, faces: torch.Tensor, template: str = "arcface") -> torch.Tensor:
-        return self.with_early_features(faces, template)[1]
+    def forward(self, faces: torch.Tensor) -> torch.Tensor:
+        return self.with_early_features(faces)[1]
 
-    def with_early_features(self, faces: torch.Tensor, template: str) -> tuple[list[torch.Tensor], torch.Tensor]:
+    def with_early_features(self, faces: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
         """The feature maps at a half and a quarter of the resolution, and the embeddings."""
         if self.width == 96:
-            first = self.FIRST_COLUMN[template]
-            faces = faces[..., first:first + self.width]
+            faces = faces[..., self.FIRST_COLUMN : self.FIRST_COLUMN + self.width]
         # The published weights expect (x - 127.5) / 128 of grey levels x; faces come as (x - 127.5) / 127.5.
         half = self.dw_conv1(self.conv1(faces * (127.5 / 128)))
         quarter = self.blocks[: self.BOTTLENECKS[0][2]](half)
@@ -177,6 +162,15 @@ class MobileFaceNet(nn.Module):
         # As in IResNet, the embedding itself is not rounded to autocast's 16 bits.
         with torch.autocast(x.device.type, enabled=False):
             return [half, quarter], self.linear1(x.to(self.linear1.conv.weight.dtype)).flatten(1)
+
+
+# ---- the registry ----------------------------------------------------------------------------------------------------
+
+# Name -> network for training, from (dropout before the embedding).
+BACKBONES: dict[str, Callable[[float], nn.Module]] = {
+    **{name: partial(IResNet, blocks, 512) for name, blocks in IRESNET_BLOCKS.items()},
+    "mobilefacenet": lambda dropout: MobileFaceNet(128),  # it has none
+}
 
 
 # ---- from a state dict -----------------------------------------------------------------------------------------------

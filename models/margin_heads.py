@@ -101,3 +101,6 @@ class AdaFace(MarginHead):
         z = (self.h * (norms - self.batch_mean) / (self.batch_std + self.EPS)).clamp(-1, 1)
         theta = cosine.clamp(-1 + self.EPS, 1 - self.EPS).acos()
         return (theta - self.m * z).clamp(self.EPS, math.pi - self.EPS).cos() - (self.m * z + self.m)
+
+
+HEADS: dict[str, type[MarginHead]] = {"cosface": CosFace, "arcface": ArcFace, "adaface": AdaFace}

@@ -7,22 +7,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from utils.runtime.errors import UserError
 from utils.runtime.files import require_file
 
-SHIFT = 8  # px between the shifted template and the one that the network knows
-
 
 class NcnnBackbone(nn.Module):
-    """(faces [B, 3, 112, 112] in [-1, 1] RGB, template) -> embeddings [B, D] float32, computed on the CPU.
+    """Faces [B, 3, 112, 112] in [-1, 1] RGB, on the unshifted template -> embeddings [B, D] float32, computed on the CPU.
 
     Args:
         param: the network; its input is called data, (x - 127.5) / 128 of grey levels x, and its output fc1.
     Raises:
         UserError: the package or a file is missing, or ncnn cannot read them.
     """
+
+    on_arcface = True
 
     def __init__(self, param: Path) -> None:
         super().__init__()
@@ -36,9 +35,7 @@ class NcnnBackbone(nn.Module):
         if self.net.load_param(str(param)) or self.net.load_model(str(weights)):
             raise UserError(f"{param}: is not a network that ncnn can read; take both files from one model")
 
-    def forward(self, faces: Tensor, template: str = "arcface") -> Tensor:
-        if template == "arcface_shifted":
-            faces = F.pad(faces[..., :-SHIFT], (SHIFT, 0, 0, 0), mode="replicate")
+    def forward(self, faces: Tensor) -> Tensor:
         rows = [self._embed(face) for face in np.ascontiguousarray((faces.float() * (127.5 / 128)).cpu().numpy())]
         return torch.from_numpy(np.stack(rows)).to(faces.device)
 

@@ -6,18 +6,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor, nn
 
-from models import backbones
+from models import backbones, context_files
 from models.autoencoder import DECODER_PREFIXES, ENCODER_PREFIXES, Autoencoder, from_published
+from models.hydra_config import HydraConfig
 from models.ncnn_backbone import NcnnBackbone
+from models.schedule import linear_betas, schedule_tables
 from models.state_dicts import DOWNLOAD, first_difference, read_state_dict, read_torch
 from models.unet import ConditionalUNet
-from utils.diffusion.solvers import linear_betas
-from utils.identities import contexts as context_files
 from utils.runtime.errors import UserError
-from utils.runtime.files import require_file
+from utils.runtime.files import file_digest, require_file, text_digest
 
 EPS_PREFIX = "eps_model."  # of the network's parameters; the schedule's tables have none
 LATENT_FACTOR = 4  # image size / latent size of the published first stage, VQ-f4; the diffusion folder does not tell
@@ -93,7 +92,7 @@ def checkpoint_file(folder: Path, step: int | None, ema: bool) -> Path:
                     f"({', '.join(map(str, steps)) or 'none is'}), or none for the last")
 
 
-def build_unet(config: "HydraConfig") -> ConditionalUNet:
+def build_unet(config: HydraConfig) -> ConditionalUNet:
     """The network that the section `model` describes, without weights (on the meta device)."""
     arguments = {key: value for key, value in config["model"].items() if key != "_target_"}
     try:
@@ -103,73 +102,6 @@ def build_unet(config: "HydraConfig") -> ConditionalUNet:
         raise UserError(f"{config.file}: model.{error}") from None
     except (TypeError, ValueError) as error:
         raise config.error("model", f"describes no network that is known here ({error}); {DOWNLOAD}") from None
-
-
-def schedule_tables(betas: Tensor) -> dict[str, Tensor]:
-    """The tables that a published checkpoint holds beside the network, each [T] float32."""
-    beta = betas.double()
-    alpha = 1 - beta
-    alpha_bar = alpha.cumprod(0)
-    tables = {
-        "betas": beta,
-        "alphas": alpha,
-        "sigmas": beta.sqrt(),
-        "sqrt_alphas_inv": 1 / alpha.sqrt(),
-        "alpha_bars": alpha_bar,
-        "sqrt_alpha_bars": alpha_bar.sqrt(),
-        "sqrt_one_minus_alpha_bars": (1 - alpha_bar).sqrt(),
-        "one_minus_alphas_over_sqrt_one_minus_alpha_bars": beta / (1 - alpha_bar).sqrt(),
-    }
-    return {name: table.float() for name, table in tables.items()}
-
-
-class HydraConfig:
-    """A run's `.hydra/config.yaml`: config["constants.image_size"] is that value, its interpolations resolved.
-
-    Only what is asked for is resolved, since elsewhere such a file refers to the paths and clock of its own run.
-
-    Raises:
-        UserError: the file is missing or no YAML; a value asked for is missing or cannot be resolved.
-    """
-
-    INTERPOLATION = re.compile(r"\$\{([^${}]*)\}")  # an innermost one: ${a.${b}} is resolved from within
-
-    def __init__(self, file: Path) -> None:
-        self.file = require_file(file, "the diffusion model's configuration", DOWNLOAD)
-        try:
-            self.values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{file}: is not valid YAML ({reason}); {DOWNLOAD}") from None
-
-    def __getitem__(self, path: str) -> Any:
-        return self._look_up(path, ())
-
-    def error(self, path: str, message: str) -> UserError:
-        return UserError(f"{self.file}: {path}: {message}")
-
-    def _look_up(self, path: str, asked_by: tuple[str, ...]) -> Any:
-        if path in asked_by:
-            raise self.error(path, f"'${{{path}}}' refers to itself; {DOWNLOAD}")
-        value = self.values
-        for key in path.split("."):
-            if not isinstance(value, Mapping) or key not in value:
-                fault = f"'${{{path}}}' cannot be resolved" if asked_by else "is missing"
-                raise self.error(asked_by[0] if asked_by else path, f"{fault}; write the value there, or {DOWNLOAD}")
-            value = value[key]
-            if isinstance(value, str):  # a whole section may be an interpolation
-                value = self._resolve(value, (*asked_by, path))
-        return self._resolve(value, (*asked_by, path))
-
-    def _resolve(self, value: Any, asked_by: tuple[str, ...]) -> Any:
-        if isinstance(value, Mapping):
-            return {key: self._resolve(item, asked_by) for key, item in value.items()}
-        if isinstance(value, list):
-            return [self._resolve(item, asked_by) for item in value]
-        while isinstance(value, str) and (found := self.INTERPOLATION.search(value)):
-            referred = self._look_up(found[1], asked_by)
-            value = referred if found[0] == value else value.replace(found[0], str(referred))
-        return value
 
 
 # ---- the first stage -------------------------------------------------------------------------------------------------
@@ -206,7 +138,7 @@ def first_stage_half(file: Path | str, prefixes: tuple[str, ...]) -> dict[str, T
 # ---- recognisers and contexts ----------------------------------------------------------------------------------------
 
 def load_backbone(file: Path | str) -> nn.Module:
-    """A recogniser, in eval mode: (faces [B, 3, 112, 112] in [-1, 1] RGB, template="arcface") -> embeddings [B, D].
+    """A recogniser, in eval mode: faces [B, 3, 112, 112] in [-1, 1] RGB -> embeddings [B, D].
 
     Raises:
         UserError: the file is missing, damaged, would run code, or is of no network in models/backbones.py.
@@ -219,14 +151,29 @@ def load_backbone(file: Path | str) -> nn.Module:
         raise UserError(f"{file}: {error}; choose the weights of a supported recogniser") from None
 
 
+def require_gradients(backbone: nn.Module, file: Path | str) -> nn.Module:
+    """The backbone. Raises UserError where it gives no gradients, as those in ncnn's format do not."""
+    if not hasattr(backbone, "with_early_features"):
+        raise UserError(f"{file}: training needs gradients through the recogniser, which ncnn does not give; set "
+                        "contexts.recogniser to weights in another format")
+    return backbone
+
+
+def backbone_digest(file: Path | str) -> str:
+    """The digest of a recogniser's file; of one in ncnn's format, whose weights lie beside it, of both files."""
+    file = Path(file)
+    digest = file_digest(file)
+    return text_digest(digest + file_digest(file.with_suffix(".bin"))) if file.suffix == ".param" else digest
+
+
 def load_contexts(file: Path | str) -> tuple[list[str], np.ndarray]:
     """Identity contexts: ids and [N, D] float32 of unit norm.
 
     Args:
-        file: what `utils.identities.contexts.write` wrote (.npz); a published dict of vectors by identity, which torch.save
+        file: what `models.context_files.write` wrote (.npz); a published dict of vectors by identity, which torch.save
             wrote, whatever the file is called; or a plain .npy array [N, D], whose rows are then called 0, 1, ...
     Raises:
-        UserError: the file is missing, damaged or would run code, or utils.identities.contexts.check_contexts refuses it.
+        UserError: the file is missing, damaged or would run code, or models.context_files.check_contexts refuses it.
     """
     file = require_file(file, "the contexts", DOWNLOAD + ", or correct the setting")
     if file.suffix == ".npz":

@@ -15,41 +15,24 @@ import torch
 import yaml
 from torch import nn
 
-from models.autoencoder import Autoencoder, to_published
-from models.published import EPS_PREFIX, schedule_tables
+from models.autoencoder import to_published
+from models.published import EPS_PREFIX
+from models.schedule import linear_betas, schedule_tables
+from models.sizes import SIZES, build, unet_settings
 from models.unet import ConditionalUNet
-from utils.diffusion.solvers import linear_betas
 from utils.runtime.errors import run_script
 from utils.runtime.files import write_text, write_torch
 
 ENCODER_FILE = "first_stage_encoder_state_dict.pt"
 DECODER_FILE = "first_stage_decoder_state_dict.pt"
-
-MODEL = {"input_channels": 3, "attention_heads": -1, "attention_head_channels": 32, "condition_type": "CA",
-         "is_context_conditional": True, "n_context_classes": 0, "context_input_channels": 512,
-         "learn_empty_context": False, "context_dropout_probability": 0.25}
-SIZES: dict[str, dict[str, Any]] = {
-    "small": {
-        "image_size": 64,
-        "model": {"initial_channels": 32, "channel_multipliers": [1, 2], "is_attention": [False, True],
-                  "n_blocks_per_resolution": 1, "context_channels": 32},
-        "first_stage": {"block_out_channels": (32, 32, 64), "layers_per_block": 1, "num_codes": 512},
-    },
-    "full": {  # as published
-        "image_size": 128,
-        "model": {"initial_channels": 96, "channel_multipliers": [1, 2, 2, 2],
-                  "is_attention": [False, True, True, True], "n_blocks_per_resolution": 2, "context_channels": 256},
-        "first_stage": {"block_out_channels": (128, 256, 512), "layers_per_block": 2, "num_codes": 8192},
-    },
-}
-
+CONTEXT_DIMENSION = 512
 
 def write(folder: Path | str, size: str, seed: int = 0) -> None:
-    """Write random weights of `size`, `small` (64 px) or `full` (128 px, every size as published), into `folder`."""
+    """Write random weights of an entry of SIZES, such as `small` or `published`, into `folder`."""
     folder = Path(folder)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        unet, autoencoder = (fill_zeros(network) for network in networks(size))
+        unet, autoencoder = (fill_zeros(network) for network in build(size))
         for block in unet.attention_blocks:
             block.cross_attention.proj_out.weight *= 10  # so that identities look different
         pass_through(unet)
@@ -69,17 +52,11 @@ def config(size: str) -> dict[str, Any]:
     return {
         "latent_diffusion": True,
         "constants": {"image_size": SIZES[size]["image_size"], "input_channels": 3, "n_classes": 0},
-        "model": {"_target_": "models.diffusion.unet.ConditionalUNet", **MODEL, **SIZES[size]["model"],
+        "model": {"_target_": "models.diffusion.unet.ConditionalUNet", **unet_settings(size, CONTEXT_DIMENSION),
                   "input_channels": "${constants.input_channels}", "n_context_classes": "${constants.n_classes}"},
         "diffusion": {"_target_": "diffusion.ddpm.DenoisingDiffusionProbabilisticModel", "eps_model": "${model}",
                       "T": 1000, "schedule_type": "linear"},
     }
-
-
-def networks(size: str) -> tuple[ConditionalUNet, Autoencoder]:
-    """The epsilon network and the first stage, as they start out."""
-    return (ConditionalUNet(**MODEL, **SIZES[size]["model"]),
-            Autoencoder(**SIZES[size]["first_stage"], latent_channels=3, code_channels=3))
 
 
 def fill_zeros(network: nn.Module) -> nn.Module:

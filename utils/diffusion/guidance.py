@@ -1,60 +1,69 @@
-"""Equation 3 of NegFaceDiff (arXiv 2508.09661) and the schedules w(t)."""
+"""Guidance rules, equation 3 of NegFaceDiff (arXiv 2508.09661) first, and the schedules w(t).
+
+A rule is (model, x_t, t, c_pos, c_neg, w, state) -> eps [B, C, H, W]. `model.eps(x_t, t, c)` is one pass of the network,
+`model.eps_pair(x_t, t, c_pos, c_neg)` both in one batch, `model.alpha_bar(t)` a float; w is a float or [B, 1, 1, 1];
+`state` is a dict, empty at x_T, for what a rule remembers of each image.
+"""
 from collections.abc import Callable
 
-import torch
+from torch import Tensor
 
-SCHEDULES = ("constant", "linear", "reverse", "interval")
+APG_ETA, APG_MOMENTUM, APG_RMS = 0.0, -0.5, 0.05  # arXiv 2410.02416, section 5; the norm's limit as rms of a latent's values
 
 
-def combine(eps_pos: torch.Tensor, eps_neg: torch.Tensor, w: float) -> torch.Tensor:
-    """Equation 3: eps = (1 + w) eps(x_t, t, c_pos) - w eps(x_t, t, c_neg).
-
-    Args:
-        eps_pos, eps_neg: predictions of the noise for the identity's own and for its negative context, [B, C, H, W].
-        w: guidance scale; 0 is off here (the IDiff-Face baseline).
-    """
+def negative(model, x_t: Tensor, t: int, c_pos: Tensor, c_neg: Tensor, w: float | Tensor, state: dict) -> Tensor:
+    """NegFaceDiff (arXiv 2508.09661, equation 3)."""
+    eps_pos, eps_neg = model.eps_pair(x_t, t, c_pos, c_neg)
     return (1 + w) * eps_pos - w * eps_neg
 
 
-def schedule(name: str, w: float, T: int, interval: tuple[int, int] = (0, 999)) -> Callable[[int], float]:
-    """w(t) for timesteps t = 0 (image) .. T - 1 (noise).
+def apg(model, x_t: Tensor, t: int, c_pos: Tensor, c_neg: Tensor, w: float | Tensor, state: dict) -> Tensor:
+    """Adaptive projected guidance (arXiv 2410.02416, algorithm 1): in x_0, less of the difference along x_0, with a limit."""
+    alpha_bar = model.alpha_bar(t)
+    eps_pos, eps_neg = model.eps_pair(x_t, t, c_pos, c_neg)
+    x_0 = (x_t - (1 - alpha_bar) ** 0.5 * eps_pos) / alpha_bar**0.5
+    difference = ((1 - alpha_bar) / alpha_bar) ** 0.5 * (eps_neg - eps_pos)
+    state["difference"] = difference = difference + APG_MOMENTUM * state.get("difference", 0.0)
+    rms = difference.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    difference = difference * (APG_RMS / rms.clamp(min=APG_RMS))
+    along = (difference * x_0).sum(dim=(1, 2, 3), keepdim=True) / x_0.square().sum(dim=(1, 2, 3), keepdim=True) * x_0
+    x_0 = x_0 + w * (difference - along + APG_ETA * along)
+    return (x_t - alpha_bar**0.5 * x_0) / (1 - alpha_bar) ** 0.5
+
+
+RULES: dict[str, Callable[..., Tensor]] = {"negative": negative, "apg": apg}
+
+# (w, t, T, interval) -> w(t), for timesteps t = 0 (image) .. T - 1 (noise).
+SCHEDULES: dict[str, Callable[[float, int, int, tuple[int, int]], float]] = {
+    "constant": lambda w, t, T, interval: w,  # NegFaceDiff
+    "linear": lambda w, t, T, interval: w * (1 - t / T),  # AdaptDiff (arXiv 2603.29569): grows towards the image
+    "reverse": lambda w, t, T, interval: w * t / T,
+    "interval": lambda w, t, T, interval: w if interval[0] <= t <= interval[1] else 0.0,  # arXiv 2404.07724
+}
+
+
+def guided(rule: str, w: float, schedule: str = "constant", interval: tuple[int, int] = (0, 999)) -> Callable:
+    """The guided prediction by a rule and a schedule; where w(t) = 0 the negative pass is not run.
 
     Args:
-        name: `constant` (NegFaceDiff), `linear` (AdaptDiff, arXiv 2603.29569: grows towards the image), `reverse`, or
-            `interval` (w within, 0 outside; Kynkaanniemi et al. 2024, arXiv 2404.07724).
-        w: guidance scale.
-        interval: lowest and highest guided timestep, both included.
-    Raises:
-        ValueError: an unknown name.
-    """
-    if name == "constant":
-        return lambda t: w
-    if name == "linear":
-        return lambda t: w * (1 - t / T)
-    if name == "reverse":
-        return lambda t: w * t / T
-    if name == "interval":
-        lowest, highest = interval
-        return lambda t: w if lowest <= t <= highest else 0.0
-    raise ValueError(f"unknown guidance schedule '{name}'; the choices are {', '.join(SCHEDULES)}")
-
-
-def negative_guided(eps_model: Callable[..., torch.Tensor],
-                    eps_model_both: Callable[..., tuple[torch.Tensor, torch.Tensor]],
-                    w: Callable[[int], float]) -> Callable[[torch.Tensor, int], torch.Tensor]:
-    """The guided denoiser of equation 3; where w(t) = 0 the negative pass is not run.
-
-    Args:
-        eps_model: (x_t, t) -> eps(x_t, t, c_pos).
-        eps_model_both: (x_t, t) -> (eps(x_t, t, c_pos), eps(x_t, t, c_neg)), both passes in one call.
-        w: the schedule w(t).
+        rule, schedule: names in RULES and SCHEDULES.
+        w: guidance scale; 0 is off: the IDiff-Face baseline.
+        interval: lowest and highest guided timestep of the schedule `interval`, both included.
     Returns:
-        denoise(x_t, t) -> eps [B, C, H, W].
+        (model, c_pos, c_neg) -> denoise(x_t, t) -> eps [B, C, H, W].
     """
-    def denoise(x_t: torch.Tensor, t: int) -> torch.Tensor:
-        if w(t) == 0:
-            return eps_model(x_t, t)
-        eps_pos, eps_neg = eps_model_both(x_t, t)
-        return combine(eps_pos, eps_neg, w(t))
+    def start(model, c_pos: Tensor, c_neg: Tensor | None) -> Callable[[Tensor, int], Tensor]:
+        state = {}
 
-    return denoise
+        def denoise(x_t: Tensor, t: int) -> Tensor:
+            w_t = SCHEDULES[schedule](w, t, model.T, interval)
+            if w_t == 0:
+                return model.eps(x_t, t, c_pos)
+            return RULES[rule](model, x_t, t, c_pos, c_neg, w_t, state)
+
+        return denoise
+
+    return start
+
+
+unguided = guided("negative", 0.0)  # IDiff-Face

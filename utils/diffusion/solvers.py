@@ -3,17 +3,16 @@
 They know nothing of files, contexts or ranks: they take `denoise(x_t, t) -> eps`, the noise and the schedule of betas.
 """
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
+from models.schedule import alpha_bars, linear_betas
+from utils.runtime.errors import UserError
+
 Denoise = Callable[[torch.Tensor, int], torch.Tensor]
 Noise = Callable[[int], torch.Tensor]
-
-
-def linear_betas(T: int = 1000) -> torch.Tensor:
-    """The linear schedule 1e-4 .. 0.02 of DDPM (arXiv 2006.11239), scaled to T steps; [T] float32."""
-    return torch.linspace(1e-4 * 1000 / T, 0.02 * 1000 / T, T)
 
 
 def timesteps(T: int, steps: int) -> list[int]:
@@ -24,36 +23,6 @@ def timesteps(T: int, steps: int) -> list[int]:
 def published_timesteps(T: int, steps: int) -> list[int]:
     """The published DDIM's timesteps: every (T // steps)-th, so 150 asked of 1000 are 167 run."""
     return list(reversed(range(0, T, T // steps)))
-
-
-@torch.no_grad()
-def sample(denoise: Denoise, x_T: torch.Tensor, solver: str, steps: int, noise: Noise, as_published: bool = False,
-           betas: torch.Tensor | None = None) -> torch.Tensor:
-    """Draw x_0 from x_T.
-
-    Args:
-        denoise: (x_t [B, C, H, W], t) -> eps of the same shape, for timesteps T - 1 >= t >= 0.
-        x_T: the prior, standard normal, [B, C, H, W].
-        solver: `ddpm`, `ddim` or `dpm++`.
-        steps: denoising steps, 1 .. T.
-        noise: t -> z like x_T; called once at each timestep at which the solver draws noise, in order.
-        as_published: ddpm and ddim with the habits of the published code (see each).
-        betas: the schedule, [T]; by default the linear one with T = 1000.
-    Returns:
-        x_0, float32, [B, C, H, W].
-    Raises:
-        ValueError: an unknown solver, steps outside 1 .. T, or as_published for what was not published.
-    """
-    betas = linear_betas() if betas is None else betas
-    if not 1 <= steps <= len(betas):
-        raise ValueError(f"steps must lie in 1 .. T = {len(betas)}, not {steps}")
-    if solver == "ddpm":
-        return ddpm(denoise, x_T, steps, noise, betas, as_published)
-    if solver == "ddim":
-        return ddim(denoise, x_T, steps, betas, as_published)
-    if solver == "dpm++" and not as_published:
-        return dpm_solver(denoise, x_T, steps, betas)
-    raise ValueError(f"solver {solver!r}{' as published' * as_published} is unknown; there are ddpm, ddim and dpm++")
 
 
 def ddpm(denoise: Denoise, x_t: torch.Tensor, steps: int, noise: Noise, betas: torch.Tensor,
@@ -73,7 +42,7 @@ def ddpm(denoise: Denoise, x_t: torch.Tensor, steps: int, noise: Noise, betas: t
     return x_t
 
 
-def ddim(denoise: Denoise, x_t: torch.Tensor, steps: int, betas: torch.Tensor,
+def ddim(denoise: Denoise, x_t: torch.Tensor, steps: int, noise: Noise, betas: torch.Tensor,
          as_published: bool = False) -> torch.Tensor:
     """Deterministic sampling (arXiv 2010.02502, equation 12, eta = 0), x_0 not clipped.
 
@@ -90,7 +59,7 @@ def ddim(denoise: Denoise, x_t: torch.Tensor, steps: int, betas: torch.Tensor,
     return x_t
 
 
-def dpm_solver(denoise: Denoise, x_t: torch.Tensor, steps: int, betas: torch.Tensor) -> torch.Tensor:
+def dpm_solver(denoise: Denoise, x_t: torch.Tensor, steps: int, noise: Noise, betas: torch.Tensor) -> torch.Tensor:
     """DPM-Solver++(2M) (arXiv 2211.01095), by diffusers; recommended from 15 steps."""
     scheduler = DPMSolverMultistepScheduler(len(betas), trained_betas=betas.cpu().numpy(),
                                             solver_order=2, algorithm_type="dpmsolver++")
@@ -100,12 +69,54 @@ def dpm_solver(denoise: Denoise, x_t: torch.Tensor, steps: int, betas: torch.Ten
     return x_t
 
 
+# Each (denoise, x_T [B, C, H, W], steps, noise, betas [T]) -> x_0; see `sample`.
+SOLVERS: dict[str, Callable[..., torch.Tensor]] = {"ddpm": ddpm, "ddim": ddim, "dpm++": dpm_solver}
+PUBLISHED = {"ddpm": partial(ddpm, as_published=True), "ddim": partial(ddim, as_published=True)}
+
+
+@torch.no_grad()
+def sample(denoise: Denoise, x_T: torch.Tensor, solver: str, steps: int, noise: Noise, as_published: bool = False,
+           betas: torch.Tensor | None = None) -> torch.Tensor:
+    """Draw x_0 from x_T.
+
+    Args:
+        denoise: (x_t [B, C, H, W], t) -> eps of the same shape, for timesteps T - 1 >= t >= 0.
+        x_T: the prior, standard normal, [B, C, H, W].
+        solver: a name in SOLVERS.
+        steps: denoising steps, 1 .. T.
+        noise: t -> z like x_T; called once at each timestep at which the solver draws noise, in order.
+        as_published: ddpm and ddim with the quirks of the published code (see each).
+        betas: the schedule, [T]; by default the linear one with T = 1000.
+    Returns:
+        x_0, float32, [B, C, H, W].
+    Raises:
+        ValueError: an unknown solver, steps outside 1 .. T, or as_published for what was not published.
+    """
+    betas = linear_betas() if betas is None else betas
+    if not 1 <= steps <= len(betas):
+        raise ValueError(f"steps must lie in 1 .. T = {len(betas)}, not {steps}")
+    known = PUBLISHED if as_published else SOLVERS
+    if solver not in known:
+        raise ValueError(f"solver {solver!r}{' as published' * as_published} is unknown; there are {', '.join(known)}")
+    return known[solver](denoise, x_T, steps, noise, betas)
+
+
+def check_published(solver: str, steps: int, T: int = 1000) -> None:
+    """Raises UserError where the published code has no such solver, or does not run it in so many steps."""
+    if solver not in PUBLISHED:
+        raise UserError(f"sampling.as_published: true is impossible with sampling.solver={solver}, which the published code "
+                        f"does not have; set sampling.as_published=false, or sampling.solver to {' or '.join(PUBLISHED)}")
+    if solver == "ddpm" and steps != T:
+        raise UserError(f"sampling.steps: {steps} is impossible with sampling.as_published=true and sampling.solver=ddpm, "
+                        f"which runs every timestep; set sampling.steps={T}, or sampling.as_published=false")
+
+
 def _levels(betas: torch.Tensor, run: list[int], beyond: int = 0) -> Iterator[tuple[int, float, float]]:
     """(t, alpha_bar at t, alpha_bar stepped to) for each timestep of `run`; alpha_bar is 1 below timestep 0.
 
     Plain float64 numbers: the loop then neither waits for the device nor rounds the schedule.
     """
-    alpha_bars = torch.cumprod(1 - betas.double().cpu(), dim=0).tolist()
+    levels = alpha_bars(betas)
     for t, t_next in zip(run, [*run[1:], -1], strict=True):
         t_next = t_next - beyond
-        yield t, alpha_bars[t], alpha_bars[t_next] if t_next >= 0 else 1.0
+        yield t, levels[t], levels[t_next] if t_next >= 0 else 1.0

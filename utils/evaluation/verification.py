@@ -17,6 +17,9 @@ from utils.runtime.files import require_file
 THRESHOLDS = np.arange(0, 4, 0.01)  # squared Euclidean distances of unit vectors
 FOLDS = 10
 
+# Pair benchmarks in insightface's format: name -> stem of the .bin file.
+BENCHMARKS = {"LFW": "lfw", "AgeDB-30": "agedb_30", "CFP-FP": "cfp_fp", "CALFW": "calfw", "CPLFW": "cplfw"}
+
 IMAGE_BLOCK = 8192
 PAIR_BLOCK = 8192
 

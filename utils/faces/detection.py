@@ -1,19 +1,193 @@
-"""Batches of images whose faces are found in worker processes: what alignment and training have in common."""
+"""Face detection: MTCNN, the largest plausible face of an image, and batches of images in worker processes."""
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+from facenet_pytorch import MTCNN
 from torch.utils.data import DataLoader, Dataset
 
 from utils.faces.folders import read_image
-from utils.faces.template import Face, FaceDetector, LandmarkError, choose_landmarks
+from utils.faces.template import ARCFACE, SIZE, LandmarkError, similarity_transform
 from utils.runtime.errors import UserError
 
 GPU_PROCESSES = 4  # at most by default: each holds a CUDA context of its own
 
+# How far landmarks may be from the template's shape: px of 112, root mean square. LFW's farthest is 11.1, a head turned
+# by 75 degrees is at 13.7, and two swapped corners of the mouth are at 16.9.
+MAX_RESIDUAL = 14.0
+# How far outside the detector's box landmarks may lie, as a part of the box; 0.13 on LFW.
+BOX_MARGIN = 0.25
+
+# What the detector looks at: see Canvas.
+CANVAS_SIDE = 256  # px
+CANVAS_PADDING = 48  # px
+ONET_SIZE = 48  # px
+LOOKS = ((0, 0, 0.95), (-0.04, -0.04, 1.0), (0.04, 0.04, 1.0), (0.04, -0.04, 1.1), (-0.04, 0.04, 1.1))  # see `view`
+# MTCNN cuts its squares to whole pixels, which shifts its landmarks by so much to the right and down, in px of the
+# canvas (measured on LFW by mirroring and by turning images by 15 degrees). Recognisers learnt from faces aligned by
+# MTCNN's landmarks as they are, so the shift stays.
+MTCNN_SHIFT = 1.2
+MIRRORED = (1, 0, 2, 4, 3)  # a mirror image's landmarks in the order of the image's own
+SMALLEST_SIDE = 16  # px; nothing smaller can show a face, and thin strips would be enlarged without end
+
+
+@dataclass(frozen=True)
+class Face:
+    """A detected face: `box` [2, 2], its corners of least and largest x and y, and `landmarks` [5, 2]; px."""
+
+    box: np.ndarray
+    landmarks: np.ndarray
+
+
+class Canvas:
+    """What the detector sees of an image, and the way back.
+
+    Images are brought to a shorter side near 256 px by a whole factor: 64 px is enlarged x 4, 128 px x 2, 250 px stays,
+    1000 px is shrunk to a quarter. Small images are mostly crops whose face touches the border, where MTCNN finds
+    it badly: what is enlarged is also padded, by replication.
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        shorter = min(height, width)
+        enlarge = max(1, round(CANVAS_SIDE / shorter))
+        shrink = max(1, round(shorter / CANVAS_SIDE))
+        self.size = (width * enlarge // shrink, height * enlarge // shrink)
+        self.scale = np.array(self.size) / (width, height)
+        self.padding = CANVAS_PADDING if enlarge > 1 else 0
+        self.shorter_side = min(self.size)
+
+    def draw(self, image: np.ndarray) -> np.ndarray:
+        shrinks = self.scale[0] < 1
+        canvas = cv2.resize(image, self.size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        return cv2.copyMakeBorder(canvas, *[self.padding] * 4, cv2.BORDER_REPLICATE)
+
+    def to_image(self, points: np.ndarray) -> np.ndarray:
+        """Points [..., 2] of the canvas, px, in px of the image: pixel centres go to pixel centres."""
+        return (points - self.padding + 0.5) / self.scale - 0.5
+
+
+class FaceDetector:
+    """MTCNN (Zhang et al. 2016) of facenet-pytorch, with its own thresholds, and its landmarks located once more.
+
+    One look of MTCNN's last stage, the O-Net, leaves each landmark uncertain by about a pixel. It therefore looks again,
+    at slightly different squares around the box that was found and at their mirror images, and the mean is taken.
+
+    Args:
+        minimum_face: the smallest face to look for, as a part of the image's shorter side; in (0, 1).
+    """
+
+    def __init__(self, minimum_face: float, device: torch.device | str = "cpu") -> None:
+        self.minimum_face = minimum_face
+        self.mtcnn = MTCNN(device=torch.device(device))
+
+    def __call__(self, images: Sequence[np.ndarray]) -> list[list[Face]]:
+        """The faces of each image ([H, W, 3] uint8 RGB, of any sizes; those of one size are one batch)."""
+        faces: list[list[Face]] = [[] for _ in images]
+        by_size = defaultdict(list)
+        for index, image in enumerate(images):
+            if min(image.shape[:2]) >= SMALLEST_SIDE:
+                by_size[image.shape[:2]].append(index)
+        for size, indices in by_size.items():
+            canvas = Canvas(*size)
+            self.mtcnn.min_face_size = self.minimum_face * canvas.shorter_side
+            batch = np.stack([canvas.draw(images[index]) for index in indices])
+            # MTCNN.forward fails under numpy >= 1.24 where images differ in their number of faces; detect does not.
+            boxes, _, points = self.mtcnn.detect(batch, landmarks=True)
+            for index, boxes_of_image, points_of_image in zip(indices, boxes, points, strict=True):
+                if boxes_of_image is not None:
+                    corners = canvas.to_image(np.asarray(boxes_of_image, dtype=np.float64).reshape(-1, 2, 2))
+                    landmarks = canvas.to_image(np.asarray(points_of_image, dtype=np.float64))
+                    faces[index] = [Face(*face) for face in zip(corners, landmarks, strict=True)]
+        return self._located_again(images, faces)
+
+    @torch.inference_mode()
+    def _located_again(self, images: Sequence[np.ndarray], faces: list[list[Face]]) -> list[list[Face]]:
+        looks = [(image, view(face.box, *look)) for image, found in zip(images, faces, strict=True)
+                 for face in found for look in LOOKS]
+        if not looks:
+            return faces
+        crops = torch.from_numpy(np.stack([crop_square(image, *square) for image, square in looks]))
+        crops = (crops.to(self.mtcnn.device).permute(0, 3, 1, 2).float() - 127.5) / 128
+        # The O-Net gives five x, then five y, as parts of its square.
+        straight, mirrored = (self.mtcnn.onet(x)[1].view(-1, 2, 5).mT.cpu().double().numpy()
+                              for x in (crops, crops.flip(3)))
+        parts = (straight + ((1, 0) + mirrored * (-1, 1))[:, MIRRORED]) / 2
+        points = [corner + side * part for (_, (corner, side)), part in zip(looks, parts, strict=True)]
+        means = iter(np.array(points).reshape(-1, len(LOOKS), 5, 2).mean(axis=1))
+        return [[Face(face.box, next(means) + MTCNN_SHIFT / Canvas(*image.shape[:2]).scale) for face in found]
+                for image, found in zip(images, faces, strict=True)]
+
+
+def view(box: np.ndarray, x: float, y: float, size: float) -> tuple[np.ndarray, float]:
+    """The square around a box, moved by parts of its side and resized: its upper left corner (x, y) and side, px."""
+    side = (box[1] - box[0]).max()
+    return box.mean(axis=0) + side * (np.array((x, y)) - size / 2), side * size
+
+
+def crop_square(image: np.ndarray, corner: np.ndarray, side: float) -> np.ndarray:
+    """A square of an image, not rounded to whole pixels, as the O-Net sees it: [48, 48, 3] uint8 RGB."""
+    shrink = max(1, round(side / ONET_SIZE))
+    step = side / (ONET_SIZE * shrink)
+    x, y = corner + step / 2
+    square = cv2.warpAffine(image, np.array([(step, 0, x), (0, step, y)]), (ONET_SIZE * shrink, ONET_SIZE * shrink),
+                            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.resize(square, (ONET_SIZE, ONET_SIZE), interpolation=cv2.INTER_AREA)
+
+
+def choose_landmarks(faces: Sequence[Face], height: int, width: int) -> np.ndarray:
+    """The landmarks [5, 2] of the largest plausible face of an image.
+
+    Large is what shows of a face's box: somebody at the border, cut in half, is not who the picture is of. Nor, of two
+    people of about one size, is the one aside: twice the squared distance from the middle counts against a face.
+
+    Raises:
+        LandmarkError: there is no face, or none of them is plausible; the reason is that of the largest.
+    """
+    if not faces:
+        raise LandmarkError("no face found")
+    refused = []
+    for face in sorted(faces, key=lambda face: _prominence(face, height, width), reverse=True):
+        try:
+            check_plausible(face, height, width)
+            return face.landmarks
+        except LandmarkError as error:
+            refused.append(str(error))
+    raise LandmarkError(refused[0])
+
+
+def check_plausible(face: Face, height: int, width: int) -> None:
+    """Refuse landmarks that cannot be a face's in an image of this height and width, px.
+
+    Raises:
+        LandmarkError: they are not finite, degenerate, mirrored, far outside the face's box, outside the image, or in
+            an arrangement that no face takes.
+    """
+    landmarks = face.landmarks
+    M = similarity_transform(landmarks, ARCFACE)
+    lowest, highest = face.box
+    margin = BOX_MARGIN * (highest - lowest)
+    if (landmarks < lowest - margin).any() or (landmarks > highest + margin).any():
+        raise LandmarkError("landmarks lie far outside the face's box")
+    if (landmarks < -0.5).any() or (landmarks > (width - 0.5, height - 0.5)).any():
+        raise LandmarkError("landmarks lie outside the image")
+    residual = np.sqrt(((landmarks @ M[:, :2].T + M[:, 2] - ARCFACE) ** 2).sum(axis=1).mean())
+    if residual > MAX_RESIDUAL:
+        raise LandmarkError(f"landmarks are not arranged as a face's ({residual:.1f} px of {SIZE} from the template)")
+
+
+def _prominence(face: Face, height: int, width: int) -> float:
+    lowest, highest = face.box
+    shown = np.minimum(highest, (width - 0.5, height - 0.5)) - np.maximum(lowest, -0.5)
+    aside = face.box.mean(axis=0) - ((width - 1) / 2, (height - 1) / 2)
+    return float(np.clip(shown, 0, None).prod() - 2 * (aside**2).sum())
+
+
+# ---- in worker processes ---------------------------------------------------------------------------------------------
 
 class FaceBatches(Dataset):
     """Batches of images, detected where they are asked for.

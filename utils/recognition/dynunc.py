@@ -3,11 +3,15 @@
 He et al., Large-scale Dataset Pruning with Dynamic Uncertainty (CVPRW 2024, arXiv 2306.05175).
 """
 import warnings
+from pathlib import Path
 
 import numpy as np
 
 from utils.runtime.errors import UserError
+from utils.runtime.files import atomic_write, write_npz, write_text
 
+WINDOW = 10  # J, epochs
+KEEP_FRACTIONS = (0.9, 0.75, 0.5)  # of the images
 COLUMN_BLOCK = 65536
 
 
@@ -62,3 +66,37 @@ def keep_list(scores: np.ndarray, fraction: float) -> np.ndarray:
         raise UserError("DynUnc scores: some are not finite; compute them again from the probabilities")
     kept = max(1, round(fraction * len(scores)))
     return np.sort(np.argsort(-scores, kind="stable")[:kept])
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+def open_probabilities(file: Path, epochs: int, images: int) -> np.ndarray:
+    """The memory map [epochs or more, N] float32 of each image's probability of its class, NaN where not recorded.
+
+    A file of fewer epochs grows and keeps its rows.
+    """
+    earlier = np.load(file, allow_pickle=False, mmap_mode="r") if file.is_file() else np.empty((0, images), np.float32)
+    if len(earlier) < epochs:
+        rows = np.full((epochs, images), np.nan, np.float32)
+        rows[:len(earlier)] = earlier
+        with atomic_write(file) as temporary, open(temporary, "wb") as array:
+            np.save(array, rows, allow_pickle=False)
+    return np.load(file, allow_pickle=False, mmap_mode="r+")
+
+
+def write_dynunc(folder: Path, probabilities: np.ndarray, paths: np.ndarray) -> list[Path]:
+    """Write `dynunc_scores.npz` (paths, scores [N]) and a keep-list, the paths to keep, for each of KEEP_FRACTIONS.
+
+    Args:
+        probabilities: [epochs, N]; fewer epochs than WINDOW are one window.
+        paths: [N] `<identity>/<image>`.
+    Returns:
+        The keep-lists' files.
+    """
+    scores = dynamic_uncertainty(probabilities, min(WINDOW, len(probabilities)))
+    write_npz(folder / "dynunc_scores.npz", paths=paths, scores=scores)
+    files = []
+    for fraction in KEEP_FRACTIONS:
+        files.append(folder / f"keep_{fraction:g}.txt")
+        write_text(files[-1], "".join(f"{path}\n" for path in paths[keep_list(scores, fraction)]))
+    return files

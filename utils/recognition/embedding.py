@@ -1,36 +1,45 @@
-"""Embeddings of many aligned faces."""
+"""Embeddings of many faces."""
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
+from torch.nn import functional as F
 from tqdm import tqdm
 
-from utils.faces.folders import SIZE, read_image
+from utils.faces.aligned import read_aligned
+from utils.faces.folders import read_image
+from utils.faces.template import ARCFACE, SIZE, TEMPLATES
 from utils.recognition.augmentation import normalise
-from utils.runtime.errors import UserError
 
-CPU_BATCH = 16  # with more, activations pass glibc's 32 MB, beyond which all memory is fetched anew: half as fast
+BATCH = {"cuda": 256, "cpu": 16}  # with more on a CPU, activations pass glibc's 32 MB, beyond which all memory is fetched anew
 
 
-def read_aligned(file: Path | str) -> np.ndarray:
-    """An aligned face, uint8 [112, 112, 3] RGB. Raises UserError where it is unreadable or of another size."""
+def read_unaligned(file: Path | str) -> np.ndarray:
+    """A face image of any size, resized without aligning it: [112, 112, 3] uint8 RGB (IDiff-Face, arXiv 2308.04995).
+
+    Raises:
+        UserError: the file is no readable image.
+    """
     image = read_image(Path(file))
-    if image.shape[:2] != (SIZE, SIZE):
-        raise UserError(f"{file}: is {image.shape[1]} x {image.shape[0]} px, not {SIZE} x {SIZE}; run align.py first")
-    return image
+    if image.shape[:2] == (SIZE, SIZE):
+        return image
+    shrinks = min(image.shape[:2]) > SIZE  # area averaging does not alias, but it makes blocks when it enlarges
+    return cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 
 @torch.no_grad()  # not inference_mode, which would keep the backbone from being differentiated through later
-def embed(backbone: torch.nn.Module, faces: Sequence, device: torch.device, template: str, batch_size: int = 64,
-          mirror: bool = False, read: Callable[..., np.ndarray] = read_aligned) -> np.ndarray:
+def embed(backbone: torch.nn.Module, faces: Sequence, device: torch.device, template: str = "arcface", mirror: bool = False,
+          read: Callable[..., np.ndarray] = read_aligned) -> np.ndarray:
     """Embed faces with progress, reading ahead in threads.
 
     Args:
-        backbone: (faces [B, 3, 112, 112] in [-1, 1] RGB, template) -> embeddings [B, D].
+        backbone: faces [B, 3, 112, 112] in [-1, 1] RGB -> embeddings [B, D].
         faces: N of what `read` takes; by default files of aligned faces.
-        template: which the faces were aligned to, `arcface` or `arcface_shifted`.
+        template: which the faces were aligned to, `arcface` or `arcface_shifted`. A network that knows where a face lies
+            (`on_arcface`) is shown shifted faces moved back; others see them as they are, as published.
         mirror: give each face's embedding followed by its mirror image's, [N, 2 D], as verification needs them.
         read: gives one face, uint8 [112, 112, 3] RGB.
     Returns:
@@ -39,8 +48,8 @@ def embed(backbone: torch.nn.Module, faces: Sequence, device: torch.device, temp
         UserError: a face cannot be read.
     """
     backbone = backbone.to(device, memory_format=torch.channels_last).eval()
-    if device.type == "cpu":
-        batch_size = min(batch_size, CPU_BATCH)
+    shift = round((ARCFACE - TEMPLATES[template])[0, 0]) if getattr(backbone, "on_arcface", False) else 0
+    batch_size = BATCH[device.type]
     embeddings = None  # one array from the start: small ones kept between large freed ones make memory grow
     with ThreadPoolExecutor(4) as threads, tqdm(total=len(faces), desc="embed", unit="face", delay=1) as progress:
         def load(start: int) -> list:
@@ -52,9 +61,14 @@ def embed(backbone: torch.nn.Module, faces: Sequence, device: torch.device, temp
             batch = torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2)
             batch = normalise(batch).contiguous(memory_format=torch.channels_last)
             sides = [batch, batch.flip(3)] if mirror else [batch]
-            rows = torch.cat([backbone(side, template) for side in sides], dim=1).float().cpu().numpy()
+            rows = torch.cat([backbone(moved_right(side, shift)) for side in sides], dim=1).float().cpu().numpy()
             if embeddings is None:
                 embeddings = np.empty((len(faces), rows.shape[1]), dtype=np.float32)
             embeddings[start : start + len(rows)] = rows
             progress.update(len(images))
     return embeddings
+
+
+def moved_right(faces: torch.Tensor, pixels: int) -> torch.Tensor:
+    """Faces [B, 3, H, W] moved to the right; the border is repeated."""
+    return F.pad(faces[..., : faces.shape[-1] - pixels], (pixels, 0, 0, 0), mode="replicate") if pixels else faces

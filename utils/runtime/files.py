@@ -1,18 +1,15 @@
-"""Every artifact's place, atomic writes, and the record that lies beside every output.
-
-No other module builds a path inside the output root, so the stages cannot disagree about where things are.
-"""
+"""Whole files or none: atomic writes, readers that never run code, digests."""
 import csv
+import difflib
 import hashlib
 import io
 import json
 import os
-import platform
 import tempfile
+import unicodedata
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,6 @@ import numpy as np
 import torch
 from safetensors.torch import save as safetensors_bytes
 
-from config.config import Config
 from utils.runtime.errors import UserError
 
 # ---- atomic writes ---------------------------------------------------------------------------------------------------
@@ -96,16 +92,42 @@ def write_torch(path: Path | str, value: Any) -> None:
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
-def require_file(path: Path | str, setting: str, mend: str) -> Path:
+def require_file(path: Path | str, setting: str, fix: str) -> Path:
     """`path` if it is a file.
 
     Raises:
-        UserError: it is not; the line names `setting`, the file and the `mend`.
+        UserError: it is not; the line names `setting`, the file and the `fix`.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file ({setting}); {mend}")
+        raise UserError(f"{path}: no such file ({setting}); {fix}")
     return path
+
+
+def read_names(path: Path | str, setting: str, known: Iterable[str]) -> set[str]:
+    """Those of the `known` names that a list has, one a line; UTF-8 with or without a byte order mark.
+
+    Names are compared in Unicode's normal form C: file systems and editors write one name in two ways.
+
+    Raises:
+        UserError: there is no such file, it is not UTF-8, or a line is none of the known names.
+    """
+    path = require_file(path, setting, "give a list with one name a line")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 ({error.reason} at byte {error.start}); save the list as UTF-8") from None
+    by_form = {unicodedata.normalize("NFC", name): name for name in known}
+    names = set()
+    for number, line in enumerate(lines, start=1):
+        name = unicodedata.normalize("NFC", line.strip())
+        if name and name not in by_form:
+            near = difflib.get_close_matches(name, by_form, n=1)
+            raise UserError(f"{path}:{number}: '{name}' is not there to be chosen ({setting}); "
+                            + (f"did you mean '{near[0]}'?" if near else "correct or remove that line"))
+        if name:
+            names.add(by_form[name])
+    return names
 
 
 def read_json(path: Path | str) -> Any:
@@ -122,34 +144,27 @@ def read_npz(path: Path | str, keys: Sequence[str]) -> dict[str, np.ndarray]:
     Raises:
         UserError: the file is damaged, is no .npz, or lacks one of the arrays.
     """
-    mend = "delete it and run the stage that writes it again"
+    fix = "delete it and run the stage that writes it again"
     try:
         with np.load(path, allow_pickle=False) as archive:
             missing = [key for key in keys if key not in archive]
             if missing:
-                raise UserError(f"{path}: holds no array '{missing[0]}'; {mend}")
+                raise UserError(f"{path}: holds no array '{missing[0]}'; {fix}")
             return {key: archive[key] for key in keys}
     except UserError:
         raise
     except OSError as error:
         if error.errno is not None:
             raise
-        raise UserError(f"{path}: is not a readable .npz file ({error}); {mend}") from None
+        raise UserError(f"{path}: is not a readable .npz file ({error}); {fix}") from None
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: is not a readable .npz file ({error}); {mend}") from None
+        raise UserError(f"{path}: is not a readable .npz file ({error}); {fix}") from None
 
 
 def file_digest(path: Path | str) -> str:
     """SHA-256 of a file's bytes, hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def recogniser_digest(path: Path | str) -> str:
-    """The digest of a recogniser's file; of one in ncnn's format, whose weights lie beside it, of both files."""
-    path = Path(path)
-    digest = file_digest(path)
-    return text_digest(digest + file_digest(path.with_suffix(".bin"))) if path.suffix == ".param" else digest
 
 
 def text_digest(text: str) -> str:
@@ -164,98 +179,3 @@ def array_digest(*arrays: np.ndarray) -> str:
         digest.update(f"{array.dtype.str}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
-
-
-# ---- the record of a run ---------------------------------------------------------------------------------------------
-
-def versions() -> dict[str, str]:
-    """The versions that can change a result."""
-    packages = ("torch", "torchvision", "diffusers", "numpy", "opencv-python-headless")
-    return {"python": platform.python_version()} | {package: version(package) for package in packages}
-
-
-def claim_run(record_file: Path, decides: Mapping[str, Any], record: Mapping[str, Any],
-              named_by: str = "paths.run") -> None:
-    """Write a run's record, or check that the run begun here earlier was made with the same deciding settings.
-
-    Args:
-        record_file: the JSON file beside the output.
-        decides: what decides the output (settings, digests); a continued run must agree in every entry.
-        record: the rest that is worth keeping: the whole resolved config, versions, hardware.
-        named_by: the setting that names the folder, for the message.
-    Raises:
-        UserError: the folder holds a run made with other settings; the line names the first that differs.
-    """
-    decides = json.loads(json.dumps(decides))
-    if record_file.is_file():
-        earlier = read_json(record_file).get("decides", {})
-        for name in sorted(decides.keys() | earlier.keys()):
-            if decides.get(name) != earlier.get(name):
-                raise UserError(f"{record_file.parent}: was made with {name} = {earlier.get(name)!r}, now it is "
-                                f"{decides.get(name)!r}; set {named_by} to another name, or delete that folder")
-        return
-    write_json(record_file, {"decides": decides, **record, "versions": versions()})
-
-
-# ---- places ----------------------------------------------------------------------------------------------------------
-
-def contexts_name(config: Config) -> str:
-    """The name that the contexts' settings make: files of other contexts never meet."""
-    contexts = config.contexts
-    if contexts.name:
-        return contexts.name
-    if contexts.source == "uniform":
-        return f"uniform-{contexts.number}x{contexts.dimension}-seed{contexts.seed}"
-    if contexts.source == "gaussian":
-        return f"gaussian-{contexts.number}-seed{contexts.seed}"
-    if contexts.source == "published":
-        return f"published-{Path(contexts.file).stem}"
-    return f"extracted-{Path(contexts.faces).name}-{Path(contexts.recogniser).stem}-per-{contexts.per}"
-
-
-def contexts_file(config: Config) -> Path:
-    return Path(config.paths.output) / "contexts" / f"{contexts_name(config)}.npz"
-
-
-def negatives_file(config: Config) -> Path:
-    return contexts_file(config).with_suffix(f".negatives-{config.negatives.strategy}.npz")
-
-
-def run_folder(config: Config) -> Path:
-    """The folder of a run; its name says what makes its images differ (w = 0 has no strategy)."""
-    if config.paths.run:
-        return Path(config.paths.output) / config.paths.run
-    guidance, sampling = config.guidance, config.sampling
-    schedule = guidance.schedule
-    if schedule == "interval":
-        schedule += "{}to{}".format(*guidance.interval)
-    guided = f"{config.negatives.strategy}_w{guidance.w:g}-{schedule}" if guidance.w else "w0"
-    solver = f"{sampling.solver}{sampling.steps}" + ("-published" if sampling.as_published else "")
-    name = f"{Path(config.model.diffusion).name}_{contexts_name(config)}_{guided}_{solver}_seed{sampling.seed}"
-    return Path(config.paths.output) / config.preset / name
-
-
-def samples_folder(config: Config) -> Path:
-    return run_folder(config) / "samples"
-
-
-def aligned_folder(config: Config) -> Path:
-    return run_folder(config) / "aligned"
-
-
-def scores_folder(config: Config) -> Path:
-    return run_folder(config) / "scores" / Path(config.scores.recogniser).stem
-
-
-def fr_folder(config: Config) -> Path:
-    return run_folder(config) / "fr" / (config.fr.name or f"{config.fr.head}-{config.fr.backbone}")
-
-
-def training_folder(config: Config) -> Path:
-    """Where the weights of stage 0 come to lie, as published weights do, with the state of their training."""
-    return Path(config.paths.output) / "training" / (config.training.name or config.preset)
-
-
-def face_cache(config: Config) -> Path:
-    """Where what is computed once of the training faces is kept."""
-    return Path(config.paths.output) / "faces" / Path(config.training.faces).name

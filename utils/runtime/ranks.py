@@ -18,7 +18,7 @@ PATIENCE = timedelta(days=7)
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among its fellows: `rank` of `world_size`, computing on `device`."""
+    """This process as one of several: `rank` of `world_size`, computing on `device`."""
 
     rank: int
     world_size: int
@@ -36,6 +36,19 @@ class Ranks:
         """Print once, on rank 0."""
         if self.is_main:
             print(*values, flush=True)
+
+    def on_main(self, action: Callable[[], object]) -> None:
+        """Do something on rank 0, before any rank goes on."""
+        if self.is_main:
+            action()
+        self.barrier()
+
+    def main_first(self, make: Callable[[], T]) -> T:
+        """What `make` gives, on rank 0 before the others: what it caches on disk is made once."""
+        if self.is_main:
+            made = make()
+        self.barrier()
+        return made if self.is_main else make()
 
     def barrier(self) -> None:
         if self.world_size > 1:

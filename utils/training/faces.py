@@ -4,28 +4,40 @@
         failures.csv               identity, image, reason: images without a face
         crops-<size>-<crop>.npy    [N, size, size, 3] uint8 RGB
         contexts-<recogniser>.npy  [N, D] float32, unit norm
+        latents-<size>-<encoder>.npy  [2, N, C, h, w] float16, of the crops and of their mirror images
+
+Beside each lies the record of what it was made from.
 """
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils.faces import folders as face_images
+from models.autoencoder import Autoencoder
+from models.published import backbone_digest
+from utils.faces import folders as face_folders
+from utils.faces.aligned import write_failures
 from utils.faces.detection import FaceBatches, in_processes
-from utils.faces.template import ARCFACE, TEMPLATES, similarity_transform, warp, write_failures
-from utils.identities import contexts
-from utils.recognition.embedding import embed
-from utils.runtime import files as runs
+from utils.faces.held_out import held_out
+from utils.faces.template import ARCFACE, SIZE, TEMPLATES, similarity_transform, warp
+from utils.identities.contexts import normalise as unit
+from utils.recognition.augmentation import normalise
+from utils.recognition.embedding import embed, read_unaligned
 from utils.runtime.errors import UserError
+from utils.runtime.files import atomic_write, file_digest, read_names, read_npz, text_digest, write_npz
 from utils.runtime.ranks import Ranks
+from utils.runtime.records import Record, State
 
+MARGIN = 12  # px of 112: what crops show around the recognisers' canvas
+HELD_OUT_PART, MOST_HELD_OUT = 25, 200
 SAVE_SECONDS = 60  # between two writings of the landmarks found so far
 BATCH = 16  # images detected together: a worker holds so many of them, at full size
 READERS = 8  # threads that read and cut images
@@ -51,48 +63,35 @@ class TrainingFaces:
     digest: str
 
 
-def prepare(root: Path | str, leave_out: Collection[str], whole: bool, minimum_face: float, size: int, margin: int,
-            recogniser: torch.nn.Module, recogniser_file: Path, cache: Path,
-            ranks: Ranks) -> tuple[TrainingFaces, np.ndarray, np.ndarray]:
-    """The faces of a folder, their crops and their contexts (see find, crops, face_contexts), computed once by rank 0.
+def prepare(root: str, leave_out: str, whole: bool, minimum_face: float, cache: Path, ranks: Ranks) -> TrainingFaces:
+    """The faces of a folder, found once, by rank 0.
 
     Args:
-        leave_out: identities not to use.
+        root: training.faces.
+        leave_out: training.leave_out, a file with names of identities not to use; empty: none.
+        whole: images are cut-out faces already.
+        minimum_face: the smallest face to look for, as a part of the image's shorter side.
+    Raises:
+        UserError: there is no face, nobody is left, or a name in leave_out is unknown.
     """
-    folders = {name: files for name, files in image_folders(root).items() if name not in leave_out}
+    folders = face_folders.image_folders(root)
+    left_out = read_names(leave_out, "training.leave_out", folders) if leave_out else ()
+    folders = {name: files for name, files in folders.items() if name not in left_out}
     if not folders:
         raise UserError(f"training.leave_out: leaves nobody of {root}; name fewer identities")
 
-    def everything() -> tuple[TrainingFaces, np.ndarray, np.ndarray]:
-        faces = find(folders, cache, whole, minimum_face, ranks.device)
-        return (faces, crops(faces, cache, size, margin),
-                face_contexts(faces, cache, recogniser, recogniser_file, ranks.device))
-
-    if ranks.is_main:
-        result = everything()
-        missing = sum(map(len, folders.values())) - len(result[0].files)
-        print(f"{root}: {len(result[0].files)} faces of {len(result[0].identities)} people"
-              + (f"; {missing} images without a face are listed in {cache / 'failures.csv'}" if missing else ""))
-    ranks.barrier()
-    return result if ranks.is_main else everything()
+    faces = ranks.main_first(lambda: find(folders, cache, whole, minimum_face, ranks.device))
+    missing = sum(map(len, folders.values())) - len(faces.files)
+    ranks.print(f"{root}: {len(faces.files)} faces of {len(faces.identities)} people"
+                + (f"; {missing} images without a face are listed in {cache / 'failures.csv'}" if missing else ""))
+    return faces
 
 
-def image_folders(root: Path | str) -> dict[str, list[Path]]:
-    """The images of a folder of identity folders or, where it holds images itself, each of them as its own identity.
-
-    Raises:
-        UserError: there is no such folder, it holds no image, or it holds both images and folders.
-    """
-    root = Path(root)
-    if root.is_dir():
-        visible = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
-        names = sorted(entry.name for entry in visible if entry.suffix.lower() in face_images.IMAGE_SUFFIXES)
-        if names:
-            if folders := sorted(entry.name for entry in visible if entry.is_dir()):
-                raise UserError(f"{root}: holds images, {names[0]} for one, and folders, {folders[0]} for one; give a "
-                                "folder of identity folders, or of images, each of another person")
-            return {name: [root / name] for name in names}
-    return face_images.identity_folders(root)
+def hold_out(faces: TrainingFaces) -> tuple[np.ndarray, np.ndarray]:
+    """Which faces are held out [N] bool, and whose they are: numbers of identities."""
+    identities = len(faces.identities)
+    chosen = held_out(np.arange(identities), identities, HELD_OUT_PART, MOST_HELD_OUT)
+    return np.isin(faces.labels, chosen), chosen
 
 
 def find(folders: Mapping[str, Sequence[Path]], cache: Path, whole: bool, minimum_face: float,
@@ -109,7 +108,7 @@ def find(folders: Mapping[str, Sequence[Path]], cache: Path, whole: bool, minimu
     """
     files = [file for images in folders.values() for file in images]
     labels = np.repeat(np.arange(len(folders)), [len(images) for images in folders.values()])
-    digest = runs.text_digest(f"{face_images.listing(folders)} {whole} {minimum_face}")
+    digest = text_digest(f"{face_folders.listing(folders)} {whole} {minimum_face}")
     landmarks, found = None, np.ones(len(files), dtype=bool)
     if not whole:
         landmarks, failures = _landmarks(files, cache / "landmarks.npz", digest, minimum_face, device)
@@ -128,34 +127,33 @@ def find(folders: Mapping[str, Sequence[Path]], cache: Path, whole: bool, minimu
 def _landmarks(files: Sequence[Path], cache_file: Path, digest: str, minimum_face: float,
                device: torch.device) -> tuple[np.ndarray, dict[int, str]]:
     """[N, 5, 2], NaN where there is no face, and the reason for each of these."""
-    landmarks, reasons, start = np.full((len(files), 5, 2), np.nan), [], 0
-    if cache_file.is_file():
-        cached = runs.read_npz(cache_file, ("landmarks", "reasons", "done", "digest"))
-        if cached["digest"].item() == digest:
-            landmarks, reasons, start = cached["landmarks"], cached["reasons"].tolist(), cached["done"].item()
-    if start == len(files):
-        return landmarks, {i: reason for i, reason in enumerate(reasons) if reason}
+    landmarks, reasons = np.full((len(files), 5, 2), np.nan), []
+    record = Record(cache_file.with_suffix(".json"), {"images": digest})
+    if record.state() is State.MAKE:
+        cache_file.unlink(missing_ok=True)
+        record.begin()
+    elif cache_file.is_file():  # it holds the first ones, or all
+        found, reasons = read_npz(cache_file, ("landmarks", "reasons")).values()
+        landmarks[: len(found)], reasons = found, reasons.tolist()
 
-    def save(done: int) -> None:
-        runs.write_npz(cache_file, landmarks=landmarks, reasons=np.array(reasons, dtype=str), done=np.array(done),
-                       digest=np.array(digest))
+    def save() -> None:
+        write_npz(cache_file, landmarks=landmarks[: len(reasons)], reasons=np.array(reasons, dtype=str))
 
-    batches = [files[i : i + BATCH] for i in range(start, len(files), BATCH)]
+    batches = [files[i : i + BATCH] for i in range(len(reasons), len(files), BATCH)]
     work = FaceBatches(batches, _landmarks_alone, minimum_face, device)
     saved = time.monotonic()
-    with tqdm(total=len(files), initial=start, unit="image", desc="find faces") as progress:
+    with tqdm(total=len(files), initial=len(reasons), unit="image", desc="find faces", disable=not batches) as progress:
         for batch, results in zip(batches, in_processes(work, 0, device), strict=True):
             for result in results:
-                if isinstance(result, str):
-                    reasons.append(result)
-                else:
+                if not isinstance(result, str):
                     landmarks[len(reasons)] = result
-                    reasons.append("")
+                reasons.append(result if isinstance(result, str) else "")
             if time.monotonic() - saved > SAVE_SECONDS:
-                save(len(reasons))
+                save()
                 saved = time.monotonic()
             progress.update(len(batch))
-    save(len(files))
+    if batches:
+        save()
     return landmarks, {i: reason for i, reason in enumerate(reasons) if reason}
 
 
@@ -181,7 +179,7 @@ def crop(image: np.ndarray, landmarks: np.ndarray | None, size: int, margin: int
         top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
         square = image[top : top + side, left : left + side]
         return cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_CUBIC)
-    canvas = face_images.SIZE + 2 * margin
+    canvas = SIZE + 2 * margin
     M = similarity_transform(landmarks, ARCFACE)
     enlarged = max(1, round(canvas / np.hypot(M[0, 0], M[1, 0]) / size))  # bilinear warps alias where they shrink
     template = (ARCFACE + margin + 0.5) * (enlarged * size / canvas) - 0.5
@@ -197,7 +195,7 @@ def of_canvas(crops: torch.Tensor, margin: int | None) -> torch.Tensor:
         margin: of the crops (see `crop`); None: the crops are whole images, which recognisers see as they are.
     """
     size, margin = crops.shape[-1], margin or 0
-    canvas = face_images.SIZE + 2 * margin
+    canvas = SIZE + 2 * margin
     scaled = torch.nn.functional.interpolate(crops, (canvas, canvas), mode="bilinear", align_corners=False,
                                              antialias=size > canvas)
     return scaled[..., margin : canvas - margin, margin : canvas - margin]
@@ -210,11 +208,10 @@ def crops(faces: TrainingFaces, cache: Path, size: int, margin: int) -> np.ndarr
         UserError: an image cannot be read any more.
     """
     kind = "whole" if faces.landmarks is None else f"margin{margin}"
-    file = cache / f"crops-{size}-{kind}.npy"
 
     def cut(number: int) -> np.ndarray:
         landmarks = None if faces.landmarks is None else faces.landmarks[number]
-        return crop(face_images.read_image(faces.files[number]), landmarks, size, margin)
+        return crop(face_folders.read_image(faces.files[number]), landmarks, size, margin)
 
     def write(temporary: Path) -> None:
         array = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(faces.files), size, size, 3))
@@ -225,33 +222,49 @@ def crops(faces: TrainingFaces, cache: Path, size: int, margin: int) -> np.ndarr
                     bar.update()
         array.flush()
 
-    return cached_array(file, faces.digest, write)
+    return cached_array(cache / f"crops-{size}-{kind}.npy", {"faces": faces.digest}, write)
 
 
 def face_contexts(faces: TrainingFaces, cache: Path, recogniser: torch.nn.Module, recogniser_file: Path,
                   device: torch.device) -> np.ndarray:
     """Each face's context, [N, D] float32, unit norm: the recogniser's embedding of the face at full resolution."""
-    digest = runs.text_digest(f"{faces.digest} {runs.recogniser_digest(recogniser_file)}")
-
     def read(number: int) -> np.ndarray:
         if faces.landmarks is None:
-            return contexts.read_face(faces.files[number])
-        return warp(face_images.read_image(faces.files[number]), faces.landmarks[number], TEMPLATES["arcface"])
+            return read_unaligned(faces.files[number])
+        return warp(face_folders.read_image(faces.files[number]), faces.landmarks[number], TEMPLATES["arcface"])
 
     def write(temporary: Path) -> None:
-        embeddings = contexts.normalise(embed(recogniser, range(len(faces.files)), device, "arcface", read=read))
+        embeddings = unit(embed(recogniser, range(len(faces.files)), device, read=read))
         with open(temporary, "wb") as file:
             np.save(file, embeddings, allow_pickle=False)
 
-    return cached_array(cache / f"contexts-{recogniser_file.stem}.npy", digest, write)
+    made_from = {"faces": faces.digest, "recogniser": backbone_digest(recogniser_file)}
+    return cached_array(cache / f"contexts-{recogniser_file.stem}.npy", made_from, write)
 
 
-def cached_array(file: Path, digest: str, write: Callable[[Path], None]) -> np.ndarray:
-    """The memory-mapped array of `file`, (re)made by `write(temporary file)` unless `digest` is what it was made of."""
-    record = file.with_suffix(".json")
-    if not (file.is_file() and record.is_file() and runs.read_json(record) == digest):
-        record.unlink(missing_ok=True)
-        with runs.atomic_write(file) as temporary:
+def face_latents(faces: TrainingFaces, crops: np.ndarray, cache: Path, autoencoder: Autoencoder, encoder_file: Path,
+                 device: torch.device) -> np.ndarray:
+    """The latents of the crops and of their mirror images, [2, N, C, h, w] float16, memory-mapped; made once."""
+    encoder, size = file_digest(encoder_file), crops.shape[1] // autoencoder.factor
+
+    @torch.inference_mode()
+    def write(temporary: Path) -> None:
+        shape = (2, len(crops), autoencoder.vq.quant_conv.out_channels, size, size)
+        array = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
+        for start in tqdm(range(0, len(crops), 64), desc="encode", unit="batch"):
+            images = torch.from_numpy(np.array(crops[start : start + 64])).to(device).permute(0, 3, 1, 2)
+            images = normalise(images).contiguous(memory_format=torch.channels_last)
+            for side, shown in enumerate((images, images.flip(3))):
+                array[side, start : start + 64] = autoencoder.encode(shown).float().cpu().numpy()
+        array.flush()
+
+    made_from = {"faces": faces.digest, "encoder": encoder, "crops": list(crops.shape)}
+    return cached_array(cache / f"latents-{crops.shape[1]}-{encoder[:8]}.npy", made_from, write)
+
+
+def cached_array(file: Path, made_from: Mapping[str, Any], write: Callable[[Path], None]) -> np.ndarray:
+    """The memory-mapped array of `file`, made by `write(temporary file)` unless it was made from the same before."""
+    if Record(file.with_suffix(".json"), made_from, target=file).begin() is not State.DONE:
+        with atomic_write(file) as temporary:
             write(temporary)
-        runs.write_json(record, digest)
     return np.load(file, mmap_mode="r", allow_pickle=False)

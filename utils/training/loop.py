@@ -1,57 +1,273 @@
-"""What training the autoencoder and training the diffusion model have in common."""
+"""The one training loop: budget, learning rate, clipping, averaging over ranks, finite check, log, checkpoint."""
 import math
+import pickle
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from tqdm import tqdm
 
 from utils.runtime.errors import UserError
+from utils.runtime.files import write_csv, write_torch
 from utils.runtime.ranks import Ranks
 
-WARM_UP = 0.02  # of a training: the learning rate rises from zero
-HELD_OUT_PART, MOST_HELD_OUT = 25, 200
-FLAT = 0.6  # of a training: then the learning rate falls to zero along a cosine
+CHECK_STEPS = 20  # the loss is fetched from the device, shown and checked once in so many steps
+SAVE_SECONDS = 300  # the state is saved after each validation, and this long after the last time
+ROWS = 100  # of the log
+WARM_UP, FLAT = 0.02, 0.6  # parts of a training: the learning rate rises from zero, stays, and falls along a cosine
+PROGRESS = ("step", "seconds", "best", "best_step", "waited", "log", "notes")  # attributes of a training that are saved
 
 
 class Budget:
-    """How much of a training is done: by the clock, or by steps.
+    """How much of a training is done: by the clock, or by updates.
 
-    By the clock a training ends on time whatever else the machine does; by steps it can be repeated exactly.
+    By the clock a training ends on time whatever else the machine does; by updates it can be repeated exactly.
 
     Args:
-        minutes: of computing, over all continuations; 0: by steps.
-        steps: updates in all.
-        ranks: all of them go by rank 0's clock.
-        step, seconds: what was done before this process began.
-
-    Attributes:
-        progress: the part that is done, 0 .. 1, as of the last `go_on`.
+        minutes: of computing, over all continuations; 0: by updates.
+        steps: updates in all, where minutes is 0.
     """
 
-    def __init__(self, minutes: float, steps: int, ranks: Ranks, step: int = 0, seconds: float = 0.0) -> None:
-        self.minutes, self.steps, self.ranks, self.step = minutes, steps, ranks, step
-        self.begin = time.monotonic() - seconds
-        self.go_on()
+    def __init__(self, minutes: float = 0.0, steps: int = 0) -> None:
+        self.minutes, self.steps = minutes, steps
+
+    @classmethod
+    def parse(cls, text: str) -> "Budget":
+        """`90min` or `150000steps`. Raises UserError where `text` is neither."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?min|(\d+) ?steps", text)
+        if not found or float(found[1] or found[2]) <= 0:
+            raise UserError(f"training.length: '{text}' is not a length; write minutes (90min) or updates (150000steps)")
+        return cls(float(found[1] or 0), int(found[2] or 0))
+
+    def count(self, step: int, seconds: float, parts: int) -> int:
+        """How many of that many equal parts of the training are complete."""
+        if self.minutes:
+            return int(min(1.0, seconds / (60 * self.minutes)) * parts)
+        return min(step, self.steps) * parts // self.steps
+
+
+@dataclass
+class Training:
+    """A training, and everything of it that is saved and restored.
+
+    Args:
+        name: for its progress bar.
+        state_file, log_file: the state to continue from, and the log (CSV).
+        ranks, budget: see Ranks and Budget.
+        optimizer: of the networks that are trained.
+        parts: what else is saved, by name: whatever has state_dict and load_state_dict.
+        clip: the networks whose gradients are clipped, each by its own norm, and the largest norm.
+        images: of a step, on all ranks together.
+        seed: of what a step draws (dropout), so that a continued training draws the same.
+        rows: of the log, over the whole training.
+        early_stop: stop after that many validations without a better score; 0: never.
+        summed: tensors by name in which each rank gathers its share; saved as their sum.
+        fix: what to do about a loss that is not finite any more.
+
+    Attributes:
+        scheduler: of the learning rate; stepped at each update, or at each validation if `steps_at_validations`.
+        step: updates done. best, best_step: the highest score, and when. log: its rows. notes: what else to remember.
+    """
+
+    name: str
+    state_file: Path
+    log_file: Path
+    ranks: Ranks
+    budget: Budget
+    optimizer: torch.optim.Optimizer
+    parts: Mapping[str, Any]
+    clip: Sequence[tuple[nn.Module, float]]
+    images: int
+    seed: int = 0
+    rows: int = ROWS
+    early_stop: int = 0
+    summed: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    fix: str = "begin with a lower learning rate under another name"
+    scheduler: Any = None
+    steps_at_validations: bool = False
+
+    def __post_init__(self) -> None:
+        self.step, self.seconds = 0, 0.0
+        self.best, self.best_step, self.waited = -math.inf, 0, 0  # waited: validations since the best one
+        self.log: list[dict[str, float]] = []
+        self.notes: dict[str, Any] = {}
+        self.totals = torch.zeros(3, dtype=torch.float64, device=self.ranks.device)  # loss, gradient norm and steps since a row
+        self.saved = time.monotonic()
+        if self.scheduler is None:
+            self.scheduler = LambdaLR(self.optimizer, lambda _: flat_then_cosine(self.progress))
 
     @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.begin
+    def progress(self) -> float:
+        """The part of the training that is done, 0 .. 1."""
+        if self.early_stop and self.waited >= self.early_stop:
+            return 1.0
+        return self.budget.count(self.step, self.seconds, 10**9) / 10**9
 
-    def go_on(self) -> bool:
-        """Take the time; whether something is left to do."""
-        done = self.seconds / (60 * self.minutes) if self.minutes else self.step / self.steps
-        if self.minutes and self.ranks.world_size > 1:
-            [done] = self.ranks.sum([done if self.ranks.is_main else 0.0])
-        self.progress = min(1.0, done)
-        return self.progress < 1
+    def restore(self) -> bool:
+        """Continue from the saved state, if there is one. Raises UserError where it is damaged or of another version."""
+        if not self.state_file.is_file():
+            return False
+        try:
+            state = torch.load(self.state_file, map_location=self.ranks.device, weights_only=True)
+            for name, part in self._parts().items():
+                part.load_state_dict(state[name])
+            progress = state["progress"]
+            if self.ranks.is_main:  # the sums are whole there; the other ranks add to them
+                for name, tensor in self._summed().items():
+                    tensor.copy_(state["summed"][name])
+            for name in PROGRESS:
+                setattr(self, name, progress[name])
+        except (RuntimeError, EOFError, pickle.UnpicklingError, LookupError, ValueError, TypeError, AttributeError) as error:
+            reason = str(error).strip().partition("\n")[0][:100]
+            raise UserError(f"{self.state_file}: is damaged, or of an earlier version ({type(error).__name__}: {reason}); "
+                            "delete it, and the training begins anew") from None
+        if self.ranks.is_main:
+            self._write_log()
+        self.ranks.print(f"continues after step {self.step}, {self.seconds / 60:.1f} minutes")
+        return True
 
-    def exclude(self, begin: float) -> None:
-        """Do not count the time since `begin` (time.monotonic()): it was spent on compiling."""
-        self.begin += time.monotonic() - begin
+    def save(self) -> None:
+        """Save everything; all ranks call it at once."""
+        self._gather()
+        if self.ranks.is_main:
+            write_torch(self.state_file, {
+                **{name: part.state_dict() for name, part in self._parts().items()}, "summed": self._summed(),
+                "progress": {name: getattr(self, name) for name in PROGRESS}})
+            self._write_log()
+        self.saved = time.monotonic()
+
+    def run(self, batches: Callable[[int], Iterator[tuple]], loss: nn.Module, validate: Callable[[], Mapping[str, float]],
+            validations: int, until: float = 1.0, keep: Callable[[], None] = lambda: None,
+            after_step: Callable[[], None] = lambda: None) -> None:
+        """Train until that part of the budget is done.
+
+        Args:
+            batches: the first step -> this rank's share of that step's batch, and of those after it.
+            loss: (*batch) -> the loss, a scalar; a module that holds the networks which it trains.
+            validate: called on rank 0 at the end of each of the `validations` parts of the budget; gives columns of the
+                log, among them `score`, the higher the better.
+            keep: called on rank 0 where the score is the best so far.
+            after_step: called after each update.
+        Raises:
+            UserError: the loss or its gradient is not finite any more; the saved state is from before.
+        """
+        if self.progress >= until:
+            return
+        if not self.state_file.is_file():
+            self.save()
+        self.ranks.barrier()
+        # each rank's batch norms keep their own statistics, rank 0's are saved: as published
+        replica = loss if self.ranks.world_size == 1 else DistributedDataParallel(loss, broadcast_buffers=False)
+        clock, first_step, since = time.monotonic() - self.seconds, self.step, (self.step, time.monotonic())
+        bar = tqdm(total=100, initial=100 * self.progress, unit="%", disable=not self.ranks.is_main, desc=self.name,
+                   bar_format="{desc}: {n:.1f}% |{bar}| {elapsed}<{remaining}{postfix}", mininterval=1)
+        for batch in batches(self.step):
+            self._update(replica, batch)
+            before = self.step, self.seconds
+            self.step += 1
+            after_step()
+            if self.step == first_step + 1:
+                clock = time.monotonic() - self.seconds  # the first step may compile, and does not count
+            self.seconds = self._agreed(time.monotonic() - clock)
+            if not self.steps_at_validations:
+                self.scheduler.step()
+            if self.step % CHECK_STEPS == 0:
+                bar.set_postfix_str(f" loss {self._check_finite():.4f}")
+
+            validation_is_due = self._crossed(validations, before) or self.progress >= 1
+            if validation_is_due or self._crossed(self.rows, before) or self.progress >= until:
+                self._check_finite()
+                rate = (self.step - since[0]) * self.images / (time.monotonic() - since[1])
+                self._report(rate, self._validate(validate, keep) if validation_is_due else {})
+                row = ", ".join(f"{name} {value:.4g}" for name, value in self.log[-1].items())
+                bar.set_postfix_str(" " + row)
+                if validation_is_due and self.ranks.is_main:
+                    bar.write(row)
+                since = self.step, time.monotonic()
+            bar.update(max(0.0, 100 * self.progress - bar.n))
+            if (validation_is_due or self.progress >= until
+                    or self.ranks.agree(time.monotonic() - self.saved > SAVE_SECONDS)):
+                self._check_finite()
+                self.save()
+            if self.progress >= until:
+                break
+        bar.close()
+
+    def _update(self, loss: nn.Module, batch: tuple) -> None:
+        seed_step(self.seed, self.step, self.ranks.rank)
+        value = loss(*batch)
+        self.optimizer.zero_grad()
+        value.backward()
+        norms = torch.stack([nn.utils.clip_grad_norm_(network.parameters(), largest) for network, largest in self.clip])
+        self.optimizer.step()
+        self.totals += torch.stack([value.detach().double(), norms.norm().double(), self.totals.new_ones(())])
+
+    def _gather(self) -> None:
+        """Sum what is summed over the ranks: rank 0 holds the sum, the others start again from zero."""
+        if self.ranks.world_size > 1:
+            for tensor in self._summed().values():
+                dist.all_reduce(tensor)
+                if not self.ranks.is_main:
+                    tensor.zero_()
+
+    def _validate(self, validate: Callable[[], Mapping[str, float]], keep: Callable[[], None]) -> dict[str, float]:
+        self._gather()
+        columns = [dict(validate())] if self.ranks.is_main else [None]
+        if self.ranks.world_size > 1:
+            dist.broadcast_object_list(columns)
+        score = columns[0].pop("score")
+        self.waited += 1
+        if score > self.best:
+            self.best, self.best_step, self.waited = score, self.step, 0
+            if self.ranks.is_main:
+                keep()
+        return columns[0] | {"score": score}
+
+    def _report(self, rate: float, columns: dict[str, float]) -> None:
+        """Add a row to the log and, after a validation, step a schedule that goes by validations."""
+        score = columns.pop("score", None)
+        loss, _, steps = self.ranks.sum(self.totals.tolist())
+        self.log.append({"step": self.step, "minutes": self.seconds / 60, "loss": loss / steps,
+                         "learning_rate": self.optimizer.param_groups[0]["lr"], "images_per_second": rate, **columns})
+        self.totals.zero_()
+        if self.steps_at_validations and score is not None:
+            self.scheduler.step(*([score] if isinstance(self.scheduler, ReduceLROnPlateau) else []))
+
+    def _write_log(self) -> None:
+        names = list(dict.fromkeys(name for row in self.log for name in row)) or ["step"]
+        write_csv(self.log_file, names, [[row.get(name) for name in names] for row in self.log])
+
+    def _crossed(self, parts: int, before: tuple[int, float]) -> bool:
+        return self.budget.count(self.step, self.seconds, parts) > self.budget.count(*before, parts)
+
+    def _check_finite(self) -> float:
+        """The mean loss since the last row. Raises UserError, on all ranks alike, where it or a gradient is not finite."""
+        loss, norm, steps = self.ranks.sum(self.totals.tolist())
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise UserError(f"{self.state_file}: is from before step {self.step}, where the loss or its gradient is not finite "
+                            f"any more; run again with training.precision=fp32, or {self.fix}")
+        return loss / max(steps, 1)
+
+    def _agreed(self, seconds: float) -> float:
+        """Rank 0's clock: all ranks must do the same."""
+        if self.ranks.world_size == 1 or not self.budget.minutes:
+            return seconds
+        return self.ranks.sum([seconds if self.ranks.is_main else 0.0])[0]
+
+    def _parts(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer, "scheduler": self.scheduler, **self.parts}
+
+    def _summed(self) -> dict[str, torch.Tensor]:
+        return {"totals": self.totals, **self.summed}
 
 
 def flat_then_cosine(progress: float) -> float:
@@ -61,12 +277,9 @@ def flat_then_cosine(progress: float) -> float:
     return (1 + math.cos(math.pi * (progress - FLAT) / (1 - FLAT))) / 2
 
 
-def warm_restarts(step: int, first: int = 10_000, factor: int = 2) -> float:
-    """The learning rate as a part of its highest: cosines to zero, each `factor` times as long (arXiv 1608.03983)."""
-    length = first
-    while step >= length:
-        step, length = step - length, length * factor
-    return (1 + math.cos(math.pi * step / length)) / 2
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed what a step draws (dropout), so that a continued training draws the same."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0]))
 
 
 class Draws:
@@ -100,62 +313,3 @@ def batch_rows(items: int, batch: int, seed: int, step: int, ranks: Ranks) -> np
     places = np.arange(step * batch, (step + 1) * batch)[ranks.rank :: ranks.world_size]
     orders = {epoch: np.random.default_rng((seed, epoch)).permutation(items) for epoch in np.unique(places // items)}
     return np.array([orders[place // items][place % items] for place in places])
-
-
-def average_gradients(ranks: Ranks, parameters: Sequence[nn.Parameter]) -> None:
-    """Replace each gradient by its mean over the ranks."""
-    if ranks.world_size > 1:
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
-        flat /= ranks.world_size
-        for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
-
-
-class Average:
-    """Exponential moving average of a network's weights; the decay grows as 1 - (1 + step)^-power up to its maximum."""
-
-    POWER, MAXIMUM = 0.75, 0.9999
-
-    def __init__(self, network: nn.Module) -> None:
-        self.weights = {name: weight.detach().clone() for name, weight in network.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, network: nn.Module, step: int) -> None:
-        decay = min(self.MAXIMUM, 1 - (1 + step) ** -self.POWER)
-        current = network.state_dict()
-        torch._foreach_lerp_(list(self.weights.values()), [current[name] for name in self.weights], 1 - decay)
-
-
-def held_out(labels: np.ndarray, identities: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Set identities apart that are not trained on, evenly spread.
-
-    Args:
-        labels: [N] identity of each face, 0 .. identities - 1.
-        number: 0: one in HELD_OUT_PART, at least 2 and at most MOST_HELD_OUT.
-    Returns:
-        which faces are theirs [N] bool, and the identities [number].
-    Raises:
-        UserError: fewer than two identities would be held out, or left to train on.
-    """
-    number = number or min(MOST_HELD_OUT, max(2, identities // HELD_OUT_PART))
-    if number < 2 or identities < number + 2:
-        raise UserError(f"training.held_out_identities: {number} cannot be set apart from {identities} identities; "
-                        + (f"set 2 to {identities - 2}" if identities >= 4 else "give the faces of at least 4 people"))
-    chosen = np.arange(number) * identities // number
-    return np.isin(labels, chosen), chosen
-
-
-def check_judge(recogniser: nn.Module, file: str) -> None:
-    """Raises UserError where training.recogniser (`file`) gives no gradients, as those in ncnn's format do not."""
-    if not hasattr(recogniser, "with_early_features"):
-        raise UserError(f"{file}: training needs gradients through the recogniser, which ncnn does not give; set "
-                        "training.recogniser to weights in another format")
-
-
-def check_finite(loss: float, gradient_norm: torch.Tensor, state_file: Path, step: int, setting: str) -> None:
-    """Raises UserError where the loss or its gradient is not finite any more; meant to be called before a state is saved."""
-    if not (math.isfinite(loss) and torch.isfinite(gradient_norm)):
-        raise UserError(f"{state_file}: is from before step {step}, where the loss or its gradient is not finite any more; "
-                        f"run again with training.precision=fp32, or begin with a lower {setting} and another training.name")

@@ -1,0 +1,123 @@
+"""Where every artifact lies. No other module builds a path inside the output root, so the stages cannot disagree.
+
+What is named after settings takes the config; what lies inside a run takes the run's folder, of which the scripts that
+compare runs have several.
+"""
+from pathlib import Path
+
+from config.config import Config
+
+# ---- identities ------------------------------------------------------------------------------------------------------
+
+def contexts_name(config: Config) -> str:
+    """The name that the contexts' settings make: files of other contexts never meet."""
+    contexts = config.contexts
+    if contexts.name:
+        return contexts.name
+    if contexts.source == "uniform":
+        return f"uniform-{contexts.number}x{contexts.dimension}-seed{contexts.seed}"
+    if contexts.source == "gaussian":
+        return f"gaussian-{contexts.number}-seed{contexts.seed}"
+    if contexts.source == "published":
+        return f"published-{Path(contexts.file).stem}"
+    return f"extracted-{Path(contexts.faces).name}-{Path(contexts.recogniser).stem}-per-{contexts.per}"
+
+
+def contexts_file(config: Config) -> Path:
+    return Path(config.paths.output) / "contexts" / f"{contexts_name(config)}.npz"
+
+
+def negatives_name(config: Config) -> str:
+    """The strategy and what decides its choice: `far`, `rand-pool500-seed3`."""
+    negatives = config.negatives
+    if negatives.strategy == "custom":
+        return f"custom-{Path(negatives.custom_file).stem}"
+    return (negatives.strategy + (f"-pool{negatives.pool}" if negatives.pool else "")
+            + (f"-seed{negatives.seed}" if negatives.seed else ""))
+
+
+def negatives_file(config: Config) -> Path:
+    return contexts_file(config).with_name(f"{contexts_name(config)}.negatives-{negatives_name(config)}.npz")
+
+
+# ---- a run -----------------------------------------------------------------------------------------------------------
+
+def run_folder(config: Config) -> Path:
+    """The folder of a run; its name says what makes its images differ (w = 0 has no strategy)."""
+    if config.paths.run:
+        return Path(config.paths.output) / config.paths.run
+    guidance, sampling = config.guidance, config.sampling
+    schedule = guidance.schedule
+    if schedule == "interval":
+        schedule += "{}to{}".format(*guidance.interval)
+    rule = "" if guidance.rule == "negative" else f"{guidance.rule}-"
+    guided = f"{negatives_name(config)}_{rule}w{guidance.w:g}-{schedule}" if guidance.w else "w0"
+    solver = f"{sampling.solver}{sampling.steps}" + ("-published" if sampling.as_published else "")
+    name = f"{Path(config.model.diffusion).name}_{contexts_name(config)}_{guided}_{solver}_seed{sampling.seed}"
+    return Path(config.paths.output) / config.preset / name
+
+
+def run_folders(config: Config) -> list[Path]:
+    """The runs of scores.overlay, or else the one run."""
+    return [Path(config.paths.output) / name for name in config.scores.overlay] or [run_folder(config)]
+
+
+def run_record(run: Path) -> Path:
+    return run / "run.json"
+
+
+def samples(run: Path) -> Path:
+    return run / "samples"
+
+
+def contact_sheet(run: Path) -> Path:
+    return run / "contact_sheet.png"
+
+
+def aligned(run: Path) -> Path:
+    return run / "aligned"
+
+
+def alignment_record(aligned_faces: Path) -> Path:
+    return aligned_faces / "align.json"
+
+
+def scores(run: Path, config: Config) -> Path:
+    return run / "scores" / Path(config.scores.recogniser).stem
+
+
+def fr_folder(config: Config) -> Path:
+    return run_folder(config) / "fr" / (config.fr.name or f"{config.fr.head}-{config.fr.backbone}")
+
+
+def packed_faces(config: Config, digest: str) -> Path:
+    """The faces that a recogniser is trained on, named by what is in them; trainings on the same faces share the file."""
+    return fr_folder(config).parent / f"faces-{digest[:16]}.npy"
+
+
+def verification_file(backbone: Path, config: Config) -> Path:
+    """Beside the backbone, or in <output>/verification/ where the backbone is not ours."""
+    output = Path(config.paths.output)
+    if backbone.resolve().is_relative_to(output.resolve()):
+        return backbone.with_name("verification.json")
+    return output / "verification" / backbone.stem / "verification.json"
+
+
+# ---- stage 0 and the experiments -------------------------------------------------------------------------------------
+
+def training_folder(config: Config) -> Path:
+    """Where the weights of stage 0 come to lie, as published weights do, with the state of their training."""
+    return Path(config.paths.output) / "training" / (config.training.name or config.preset)
+
+
+def face_cache(config: Config) -> Path:
+    """Where what is computed once of the training faces is kept."""
+    return Path(config.paths.output) / "faces" / Path(config.training.faces).name
+
+
+def experiment_folder(config: Config) -> Path:
+    return Path(config.paths.output) / "experiment"
+
+
+def memorisation_folder(config: Config) -> Path:
+    return Path(config.paths.output) / "memorisation"

@@ -1,0 +1,92 @@
+"""Files of identity contexts, and what contexts must be for any stage to use them."""
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from utils.runtime import files
+from utils.runtime.errors import UserError
+
+UNIT_TOLERANCE = 1e-4  # of a norm: float32 rounding is far below, a forgotten normalisation far above
+
+
+def write(file: Path | str, ids: Sequence[str], contexts: np.ndarray) -> None:
+    """Write `ids` [N] str and `contexts` [N, D] float32 as .npz. Raises UserError where check_contexts does."""
+    check_contexts(file, ids, contexts)
+    files.write_npz(file, ids=np.array(ids, dtype=str), contexts=contexts.astype(np.float32, copy=False))
+
+
+def read(file: Path | str, dimension: int | None = None) -> tuple[list[str], np.ndarray]:
+    """ids and contexts [N, D] float32, unit norm, of a file that `write` made.
+
+    Args:
+        dimension: the width that the diffusion model takes, where it is known.
+    Raises:
+        UserError: the file is missing or damaged, or check_contexts refuses what it holds.
+    """
+    files.require_file(file, "contexts", "run create_sample_identity_contexts.py with the same settings first")
+    arrays = files.read_npz(file, ("ids", "contexts"))
+    ids, contexts = arrays["ids"].astype(str).ravel().tolist(), arrays["contexts"]
+    check_contexts(file, ids, contexts, dimension)
+    return ids, contexts.astype(np.float32, copy=False)
+
+
+def digest(ids: Sequence[str], contexts: np.ndarray) -> str:
+    """SHA-256 of the ids and contexts, hex: what negatives remember of the contexts they belong to."""
+    return files.array_digest(np.array(ids, dtype=str), contexts)
+
+
+def normalise(vectors: np.ndarray) -> np.ndarray:
+    """The rows of [N, D] scaled to unit norm, float32; a zero row stays zero."""
+    norms = row_norms(vectors)[:, None]
+    return (vectors / np.where(norms > 0, norms, 1)).astype(np.float32)
+
+
+def row_norms(vectors: np.ndarray) -> np.ndarray:
+    """The norm of each row of [N, D]: [N] float64."""
+    return np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
+
+
+def check_contexts(file: Path | str, ids: Sequence[str], contexts: np.ndarray, dimension: int | None = None) -> None:
+    """Refuse contexts that no stage could use, in one line that names `file` and the mend.
+
+    Args:
+        dimension: the width that the diffusion model takes, where it is known.
+    Raises:
+        UserError: not [N, D] numbers with one id a row; fewer than two identities; repeated ids, or ids that cannot be
+            folders; NaN, infinite or zero rows, or rows that are not of unit norm; D is not `dimension`.
+    """
+    check_vectors(file, contexts, dimension)
+    if len(ids) != len(contexts):
+        raise UserError(f"{file}: has {len(ids)} ids for {len(contexts)} contexts; make the file again")
+    if len(set(ids)) < len(ids):
+        repeated = Counter(ids).most_common(1)[0][0]
+        raise UserError(f"{file}: the id '{repeated}' occurs more than once; rename or remove the repeated ones")
+    for name in ids:
+        if not name.strip() or name.startswith(".") or "/" in name or "\\" in name:
+            raise UserError(f"{file}: the id '{name}' cannot name a folder of images; rename it")
+    off_unit = np.abs(row_norms(contexts) - 1) > UNIT_TOLERANCE
+    if off_unit.any():
+        row = int(np.argmax(off_unit))
+        raise UserError(f"{file}: the context of '{ids[row]}' (row {row}) is not of unit norm; "
+                        "divide every row by its norm")
+
+
+def check_vectors(file: Path | str, vectors: np.ndarray, dimension: int | None = None) -> None:
+    """The part of check_contexts that holds for any directions in space, of whatever norm. Raises UserError."""
+    if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating):
+        raise UserError(f"{file}: contexts are {vectors.dtype} of shape {vectors.shape}, not floats [N, D]; "
+                        "give one row of floats per identity")
+    if dimension is not None and vectors.shape[1] != dimension:
+        raise UserError(f"{file}: contexts are {vectors.shape[1]} wide, the diffusion model takes {dimension}; "
+                        "use contexts of the recogniser that the model was trained with")
+    if len(vectors) < 2:
+        raise UserError(f"{file}: holds {len(vectors)} context(s), and a negative takes another identity; "
+                        "give at least two")
+    finite = np.isfinite(vectors).all(axis=1)
+    zero = ~vectors.any(axis=1)
+    if not finite.all() or zero.any():
+        row = int(np.argmax(~finite | zero))
+        fault = "is all zeros" if zero[row] else "holds NaN or infinite values"
+        raise UserError(f"{file}: the context in row {row} {fault}; remove that identity or make its context again")

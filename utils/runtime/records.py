@@ -1,0 +1,119 @@
+"""Is this already made? A JSON record beside every target says what decided it."""
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from utils.runtime.errors import UserError
+from utils.runtime.files import read_json, write_json
+
+FORMAT = 2  # of records; those of format 1 called settings by their last name alone
+PACKAGES = ("torch", "torchvision", "diffusers", "numpy", "opencv-python-headless")  # their versions can change a result
+
+
+class State(Enum):
+    MAKE = "nothing of it is there, or what is there was made otherwise"
+    CONTINUE = "it was begun with the same settings"
+    DONE = "it is complete"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What decided a target, as a JSON file beside it.
+
+    Args:
+        file: the record: beside a target file, or inside a target folder.
+        decides: what decides the target: settings by their dotted names, and digests of what it is made from.
+        named_by: the setting that names the target, so that other settings can have a target of their own. Empty: the
+            target is a cache, which is made again where anything that decides it has changed.
+        target: a file that is complete as soon as it exists. None: a folder, which its stage completes file by file.
+        may_change: settings that may differ when the target is continued; the record keeps the latest.
+    """
+
+    file: Path
+    decides: Mapping[str, Any]
+    named_by: str = ""
+    target: Path | None = None
+    may_change: Mapping[str, Any] = field(default_factory=dict)
+
+    def state(self) -> State:
+        """What is left to do.
+
+        Raises:
+            UserError: the target exists and was made otherwise; the line names the first setting that differs and the
+                one to change.
+        """
+        missing = self.target is not None and not self.target.exists()
+        if missing or (not self.file.is_file() and not (self.target and self.named_by)):
+            return State.MAKE
+        if not self.file.is_file():
+            raise UserError(f"{self.target}: has no record beside it of how it was made ({self.file.name}); {self._fix()}")
+        earlier = self._read()
+        difference = first_difference(self._plain(self.decides), earlier)
+        if difference is None:
+            return State.CONTINUE if self.target is None else State.DONE
+        if not self.named_by:
+            return State.MAKE
+        name, before, now = difference
+        if earlier.get("format") != FORMAT:
+            raise UserError(f"{self._where()}: was begun by an earlier version, which recorded {name} otherwise; finish it "
+                            f"with that version, or {self._fix()}")
+        raise UserError(f"{self._where()}: was made with {name} = {before!r}, now it is {now!r}; {self._fix()}")
+
+    def begin(self, **about: Any) -> State:
+        """Write the record before the target; a stale target is removed first, so a kill never leaves the two at odds.
+
+        Args:
+            about: what else is worth keeping: the whole resolved config, digests of what comes out.
+        Raises:
+            UserError: as `state`.
+        """
+        state = self.state()
+        changes = self._plain(self.may_change)
+        if state is State.CONTINUE and self._read().get("may_change", {}) == changes:
+            return state
+        if state is State.MAKE and self.target is not None:
+            self.target.unlink(missing_ok=True)
+        if state is not State.DONE:
+            write_json(self.file, {"format": FORMAT, "decides": self._plain(self.decides), "may_change": changes, **about,
+                                   "versions": versions()})
+        return state
+
+    def _read(self) -> dict[str, Any]:
+        record = read_json(self.file)
+        if isinstance(record, dict) and isinstance(record.get("decides"), dict):
+            return record
+        if self.named_by:
+            raise UserError(f"{self.file}: is no record of how {self._where()} was made; {self._fix()}")
+        return {"decides": {}}
+
+    @staticmethod
+    def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+        return json.loads(json.dumps(values))  # as they come back from the file: tuples are lists there
+
+    def _where(self) -> Path:
+        return self.target or self.file.parent
+
+    def _fix(self) -> str:
+        return f"set {self.named_by} to another name, or delete that {'file' if self.target else 'folder'}"
+
+
+def first_difference(decides: Mapping[str, Any], record: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first setting in which a record differs from `decides`: its name, the record's value and today's."""
+    earlier = record["decides"]
+    if record.get("format") != FORMAT:
+        dotted = {name.rpartition(".")[2]: name for name in decides}
+        earlier = {dotted.get(name, name): value for name, value in earlier.items()}
+    for name in sorted(decides.keys() | earlier.keys()):
+        if decides.get(name) != earlier.get(name):
+            return name, earlier.get(name), decides.get(name)
+    return None
+
+
+def versions() -> dict[str, str]:
+    """The versions that can change a result."""
+    return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}

@@ -1,0 +1,52 @@
+"""The generator's loss as a module, so that the ranks can share its gradients."""
+from collections.abc import Collection
+from contextlib import nullcontext
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from models.schedule import alpha_bars
+from models.unet import ConditionalUNet
+from utils.training.diffusion_loss import diffusion_loss
+from utils.training.extras import identity_loss, v_target
+from utils.training.faces import of_canvas
+
+
+class GeneratorLoss(nn.Module):
+    """IDiff-Face's loss, and the miniature's where `use` and `identity` say so.
+
+    Args:
+        identity: weight of identity_loss; 0 is off.
+        margin: of the crops, px of 112.
+    """
+
+    def __init__(self, unet: ConditionalUNet, autoencoder: nn.Module, recogniser: nn.Module, betas: torch.Tensor,
+                 use: Collection[str], identity: float, bf16: bool, margin: int) -> None:
+        super().__init__()
+        self.unet, self.autoencoder, self.recogniser = unet, autoencoder, recogniser
+        self.use, self.identity, self.bf16, self.margin = use, identity, bf16, margin
+        self.register_buffer("alpha_bars", torch.tensor(alpha_bars(betas)))
+
+    def forward(self, x_0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, contexts: torch.Tensor,
+                own: torch.Tensor) -> torch.Tensor:
+        target = v_target if "v" in self.use else None
+        loss = diffusion_loss(self.predict, x_0, noise, t, contexts, self.alpha_bars, target)
+        if self.identity:
+            loss = loss + self.identity * identity_loss(self.predict, self.embeddings_of, noise, t, own, self.alpha_bars,
+                                                        self.use)
+        return loss
+
+    def predict(self, x_t: torch.Tensor, t: torch.Tensor, contexts: torch.Tensor) -> torch.Tensor:
+        # on a CPU the fused attention's backward pass is several times slower than plain matrix products
+        attention = sdpa_kernel(SDPBackend.MATH) if x_t.device.type == "cpu" else nullcontext()
+        with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.bf16), attention:
+            return self.unet(x_t, t, contexts).float()
+
+    def embeddings_of(self, x_0: torch.Tensor) -> torch.Tensor:
+        # on CPUs these two are no faster in bfloat16
+        with torch.autocast(x_0.device.type, torch.bfloat16, enabled=self.bf16 and x_0.device.type != "cpu"):
+            return self.embeddings_of_images(self.autoencoder.vq.decode(x_0, force_not_quantize=True).sample)
+
+    def embeddings_of_images(self, images: torch.Tensor) -> torch.Tensor:
+        return self.recogniser(of_canvas(images, self.margin))
