@@ -2,10 +2,11 @@
 VENV ?= .venv
 PYTHON ?= python3
 RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --disable-pip-version-check --quiet --progress-bar off -c constraints.txt
 ARGS ?=
 NAME ?= demo
 
-.PHONY: demo experiment test bench lfw clean
+.PHONY: demo experiment test fast lint bench lfw clean
 
 demo: $(VENV)/installed  ## the paper's experiment in miniature, from contexts to a recogniser
 	$(RUN) -m experiments.demo paths.run=$(NAME) $(ARGS)
@@ -13,8 +14,15 @@ demo: $(VENV)/installed  ## the paper's experiment in miniature, from contexts t
 experiment: $(VENV)/installed  ## the same at 500 identities x 20 images, with recognisers trained on each set: hours
 	$(RUN) -m experiments.experiment $(ARGS)
 
-test: $(VENV)/installed  ## every test, on the CPU
-	$(RUN) -m pytest
+test: lint  ## everything, on the CPU
+	$(RUN) -m pytest -n auto --dist loadfile
+
+fast: lint  ## what to run after each edit: under a minute
+	$(RUN) -m pytest -n auto --dist loadfile -m "not slow"
+
+lint: $(VENV)/installed-dev  ## ruff, and the layers check: imports go down only
+	$(RUN) -m ruff check .
+	$(VENV)/bin/lint-imports --no-logo
 
 lfw: $(VENV)/installed  ## real faces: align, verify and score LFW where the preset lfw of config/config.py points
 	$(RUN) align.py --preset lfw $(ARGS)
@@ -27,7 +35,11 @@ bench: $(VENV)/installed  ## speed of sampling on this machine, as ratios to the
 clean:  ## remove the results (not the environment)
 	rm -rf output
 
-$(VENV)/installed: requirements.txt
+$(VENV)/installed: requirements.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --disable-pip-version-check --quiet --progress-bar off -r requirements.txt
+	$(PIP) -r requirements.txt
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
+	$(PIP) -r requirements-dev.txt
 	touch $@

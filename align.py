@@ -4,7 +4,7 @@ Reads   <run>/samples/<identity>/<image>, or any folder of identity folders: ali
 Writes  <run>/aligned/<identity>/<image>.png  112 x 112 RGB
         <run>/aligned/failures.csv            identity, image, reason: no face, impossible landmarks, unreadable
         <run>/aligned/kept.csv                identity, image: the first align.keep_images faces of the first
-                                              align.keep_identities identities that have so many
+                                              align.keep_identities identities that have enough
         <run>/aligned/align.json              settings and versions
 
     python align.py
@@ -34,6 +34,7 @@ from utils.runtime.errors import UserError, run_script
 from utils.runtime.records import Record
 
 BATCH = 64  # images detected together
+DETECTOR = "MTCNN"  # earlier versions located its landmarks once more
 SAVE_SECONDS = 10  # between two writings of the failures
 
 
@@ -47,7 +48,8 @@ def main() -> None:
 
     # the run's record: a folder begun with other settings is refused
     record = Record(places.alignment_record(aligned), {
-        f"align.{name}": getattr(settings, name) for name in ("images", "template", "minimum_face")}, "paths.run")
+        "detector": DETECTOR, **{f"align.{name}": getattr(settings, name) for name in ("images", "template", "minimum_face")}},
+        "paths.run")
     ranks.on_main(lambda: record.begin(config=asdict(config)))
     ranks.on_main(lambda: merge_failures(aligned))
 

@@ -30,7 +30,7 @@ from utils.runtime import ranks as distributed
 from utils.runtime.errors import UserError, run_script
 from utils.runtime.figures import montage, save_figure
 from utils.runtime.files import read_json, read_npz, write_json, write_npz, write_text
-from utils.runtime.records import Record, State, versions
+from utils.runtime.records import Record, State, decided, versions
 
 # NegFaceDiff (arXiv 2508.09661), its table of score distributions:
 # EER, FMR100, FMR1000, genuine mean and standard deviation, impostor mean and standard deviation, FDR.
@@ -49,6 +49,7 @@ FEW_PAIRS = 10_000  # a run of fewer genuine pairs is plotted in wider bins, whi
 FACES = (4, 6)  # identities and images of each in the picture of all runs
 REPLICATES = 1000  # of the identities, for the 90% intervals
 BOOTSTRAP_IDENTITIES = 1000  # at most: the paper's subset; resampling takes time with their square
+ALIGN = "run align.py with another paths.run, which writes that record too"
 LFW_FOLDERS = ("lfw", "lfw-deepfunneled", "lfw_funneled")  # what LFW is called where it is unpacked
 
 
@@ -86,7 +87,7 @@ def score(run: Path, config: Config, backbone: torch.nn.Module, device: torch.de
     kept = select(read_kept(aligned), settings.identities, settings.images_per_identity)
     faces = [face for images in kept.values() for face in images]
     labels = np.array([face.parent.name for face in faces])
-    template = read_json(places.alignment_record(aligned))["decides"]["align.template"]
+    template = decided(places.alignment_record(aligned), ("align.template",), ALIGN)["align.template"]
     record = Record(folder / "scores.json", {"scores.recogniser": backbone_digest(settings.recogniser), "template": template,
                                              "faces": listing(kept), "replicates": REPLICATES},
                     target=folder / "metrics.json")
@@ -112,7 +113,7 @@ def score(run: Path, config: Config, backbone: torch.nn.Module, device: torch.de
 def kind(run: Path) -> str | None:
     """The row of the paper's table that a run corresponds to, by the run's records; None where there is none."""
     if not places.run_record(run).is_file():
-        images = read_json(places.alignment_record(places.aligned(run)))["decides"].get("align.images", "")
+        images = decided(places.alignment_record(places.aligned(run)), ("align.images",), ALIGN)["align.images"]
         return "LFW, real" if Path(images).name in LFW_FOLDERS else None
     settings = read_json(places.run_record(run))["config"]
     guidance, strategy = settings["guidance"], settings["negatives"]["strategy"]

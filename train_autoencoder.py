@@ -49,7 +49,7 @@ def main() -> None:
     settings, budget, ranks = config.training, Budget.parse(config.training.length), distributed.setup(config.device)
     folder, cache, size = places.training_folder(config), places.face_cache(config), SIZES[settings.size]
     if BATCH_SIZE % (2 * ranks.world_size):
-        raise UserError(f"torchrun: {BATCH_SIZE} images a step do not give {ranks.world_size} ranks an even number each; start "
+        raise UserError(f"torchrun: {BATCH_SIZE} images per step do not give {ranks.world_size} ranks an even number each; start "
                         "2, 4 or 8")
 
     # the faces, those of the held-out identities apart
@@ -117,7 +117,7 @@ def main() -> None:
         return found | {"score": -found["pixel_error"]}
 
     # continuous, then quantised
-    compiled = partial(distributed.compiled, device=ranks.device, setting="training.compile") if settings.compile else lambda f: f
+    compiled = partial(distributed.compiled, device=ranks.device) if settings.compile else lambda f: f
     if not training.notes.get("quantised"):
         training.run(partial(batches, with_noise=True), ContinuousLoss(autoencoder, judge, bf16, compiled), validate, VALIDATIONS,
                      until=CONTINUOUS)

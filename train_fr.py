@@ -68,7 +68,7 @@ def main() -> None:
     head = HEADS[fr.head](backbone.num_features, data.num_classes, s=fr.scale, m=fr.margin).to(ranks.device)
     probability = torch.zeros(len(data.rows), device=ranks.device) if fr.is_original_train else None
     bf16 = distributed.use_bf16(config.training.precision, ranks.device)
-    compiled = partial(distributed.compiled, device=ranks.device, setting="training.compile")
+    compiled = partial(distributed.compiled, device=ranks.device)
     loss = RecogniserLoss(backbone, head, bf16, compiled if config.training.compile else lambda network: network, probability)
     weights = [weight for weight in (*backbone.parameters(), *head.parameters()) if weight.requires_grad]
     optimizer = torch.optim.SGD(weights, fr.learning_rate * total_batch / 512, MOMENTUM, weight_decay=WEIGHT_DECAY)
@@ -81,7 +81,7 @@ def main() -> None:
         "learning_rate", "milestones", "seed", "is_original_train")}
     record = Record(folder / "run.json", decides | {
         "images": listing, "fr.keep_list": file_digest(fr.keep_list) if fr.keep_list else None,
-        "images a step on all devices": total_batch}, "fr.name", may_change={
+        "images per step on all devices": total_batch}, "fr.name", may_change={
             "fr.epochs": fr.epochs, "training.precision": "bf16" if bf16 else "fp32"})
     ranks.on_main(lambda: record.begin(config=asdict(config)))
     ranks.on_main(lambda: write_json(folder / "held_out.json", data.held_out_identities))

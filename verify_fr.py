@@ -25,8 +25,8 @@ from utils.faces.template import SIZE, TEMPLATES, centre_crop, warp
 from utils.recognition.embedding import embed
 from utils.runtime import ranks as distributed
 from utils.runtime.errors import UserError, run_script
-from utils.runtime.files import file_digest, read_json, require_file, write_json
-from utils.runtime.records import versions
+from utils.runtime.files import file_digest, require_file, write_json
+from utils.runtime.records import decided, versions
 
 FAR = {"IJB-C TAR@1e-5": 1e-5, "IJB-C TAR@1e-4": 1e-4}
 
@@ -94,9 +94,8 @@ def main() -> None:
 def verify_lfw(settings: Verify, embed_both: functools.partial) -> tuple[tuple[float, float], dict[str, int]]:
     """LFW's view 2 on faces aligned by align.py; an image without a detected face falls back to a centre crop."""
     pairs, same = read_lfw_pairs(settings.lfw_pairs)
-    record = require_file(places.alignment_record(Path(settings.lfw_faces)), "verify.lfw_faces",
-                          "align LFW by align.py with align.template=arcface, and give its folder aligned/")
-    alignment = read_json(record)["decides"]
+    alignment = decided(places.alignment_record(Path(settings.lfw_faces)), ("align.template", "align.images"),
+                        "align LFW by align.py with align.template=arcface, and give its folder aligned/ (verify.lfw_faces)")
     template = alignment["align.template"]
     names = sorted({name for pair in pairs for name in pair})
     aligned = {name: Path(settings.lfw_faces) / f"{name}.png" for name in names}

@@ -144,11 +144,11 @@ class FR:
     """Stage 6: training the recogniser (CosFace, arXiv 1801.09414)."""
 
     images: str = setting("", "folder of identity folders with aligned faces; empty: the run's kept ones")
-    name: str = setting("", "name of the training; empty: <head>-<backbone>")
+    name: str = setting("", "name of the training run; empty: <head>-<backbone>")
     identities: int = setting(0, "train on the first `identities` identities; 0: all", minimum=0, paper=10000)
     images_per_identity: int = setting(0, "train on the first `images_per_identity` images of each; 0: all", minimum=0, paper=50)
     minimum_images: int = setting(1, "leave out identities with fewer images", minimum=1)
-    leave_out: str = setting("", "file with the names of identities to leave out, one a line: those of a benchmark, say")
+    leave_out: str = setting("", "file with the names of identities to leave out, one per line: those of a benchmark, say")
     keep_list: str = setting("", "train on the images of this keep-list only (a DynUnc file of an original training)")
     backbone: str = setting("iresnet50", "network", paper="iresnet50")
     head: str = setting("cosface", "margin loss", paper="cosface")
@@ -157,7 +157,7 @@ class FR:
     augmentation: str = setting("flip", "flip, or randaugment: flip, then RandAugment(4, 16)",
                                 choices=("none", "flip", "randaugment"), paper="randaugment")
     epochs: int = setting(4, "at most; the paper's: 40 with milestones", minimum=1, paper=200)
-    batch_size: int = setting(32, "images a device; the paper's 128 are on each of 4 GPUs", minimum=2, paper=128)
+    batch_size: int = setting(32, "images per device; the paper's 128 are on each of 4 GPUs", minimum=2, paper=128)
     learning_rate: float = setting(0.1, "for a total batch of 512; it scales with the total batch", minimum=0.0, paper=0.1)
     milestones: tuple[int, ...] = setting((), "epochs after which the learning rate falls to a tenth (the paper's variant: "
                                           "22,30,35); empty: after 4 epochs without a better score on held-out identities, "
@@ -184,15 +184,16 @@ class Training:
 
     faces: str = setting("data/lfw/lfw-deepfunneled", "folder of identity folders, or of images, each of another person",
                          paper="data/casia-webface")
-    leave_out: str = setting("", "file with the names of identities to leave out, one a line: those of a benchmark, say")
+    leave_out: str = setting("", "file with the names of identities to leave out, one per line: those of a benchmark, say")
     crop: str = setting("aligned", "aligned: each face is found and cut out along its landmarks; whole: the images are "
                         "cut-out faces already", choices=("aligned", "whole"), paper="whole")
     size: str = setting("miniature", "sizes of images and networks: an entry of SIZES in models/sizes.py", paper="published")
-    length: str = setting("60min", "length of a training: minutes by the clock (90min), or updates (150000steps)",
+    length: str = setting("60min", "length of a training run: minutes by the clock (90min), or updates (150000steps)",
                           paper="150000steps")
     precision: str = setting("auto", "fp32, bf16, or auto: bf16 where the device is fast at it; the paper trains the generator "
                              "in fp16, the recogniser in fp32", choices=("auto", "fp32", "bf16"), paper="fp32")
-    compile: bool = setting(True, "fuse the networks' operations by torch.compile; the first steps take a minute or more")
+    compile: bool = setting(True, "fuse the networks' operations by torch.compile, on a CPU where there is a C++ compiler; the "
+                            "first steps take a minute or more")
     seed: int = setting(0, "seed of weights, order and noise", minimum=0)
     name: str = setting("", "name of the folder in <output>/training; empty: the preset's")
 
@@ -264,7 +265,7 @@ EXPERIMENT = {  # make experiment: the strategies compared on real numbers of id
     "sampling.steps": 20,  # those of the tables in docs/experiment.md
     "sampling.batch_size": 50,
     "fr.backbone": "mobilefacenet",
-    "fr.scale": 16.0,  # with these a small network learns from a few thousand images (README: trained on LFW alone)
+    "fr.scale": 16.0,  # with these a small network learns from a few thousand images (docs/results.md: trained on LFW alone)
     "fr.margin": 0.05,
     "fr.learning_rate": 0.15,
     "fr.epochs": 7,
@@ -283,47 +284,33 @@ PRESETS = {
     "adaptdiff_casia": PAPER_CASIA | ADAPTDIFF,
 }
 
-# Settings of earlier versions, and what is said to whoever still gives them.
-NOW = "is now {}"
-CONSTANT = "is a constant now: {}"
-GONE = {
-    "model.ema": "is gone: sampling takes the averaged weights",
-    "align.batch_size": CONSTANT.format("BATCH in align.py"),
-    "scores.batch_size": CONSTANT.format("BATCH in utils/recognition/embedding.py"),
-    "verify.batch_size": CONSTANT.format("BATCH in utils/recognition/embedding.py"),
-    "scores.bootstrap": CONSTANT.format("REPLICATES in plot_distributions.py"),
-    "verify.lfw_images": "is gone: the record of verify.lfw_faces says which images were aligned",
-    "fr.held_out_identities": "is gone: a tenth of the identities is held out, 2 to 500",
-    "fr.embedding_size": "is gone: each entry of BACKBONES in models/backbones.py has its own",
-    "fr.dropout": CONSTANT.format("DROPOUT in train_fr.py"),
-    "fr.momentum": CONSTANT.format("MOMENTUM in train_fr.py"),
-    "fr.weight_decay": CONSTANT.format("WEIGHT_DECAY in train_fr.py"),
-    "fr.gradient_clip": CONSTANT.format("GRADIENT_CLIP in train_fr.py"),
-    "fr.patience": CONSTANT.format("PATIENCE in train_fr.py"),
-    "fr.early_stop": CONSTANT.format("EARLY_STOP in train_fr.py"),
-    "fr.schedule": NOW.format("fr.milestones; empty is the plateau schedule"),
-    "fr.precision": NOW.format("training.precision"),
-    "fr.compile": NOW.format("training.compile"),
-    "fr.dynunc_window": CONSTANT.format("WINDOW in utils/recognition/dynunc.py"),
-    "fr.keep_fractions": CONSTANT.format("KEEP_FRACTIONS in utils/recognition/dynunc.py"),
-    "training.recogniser": NOW.format("contexts.recogniser"),
-    "training.image_size": NOW.format("training.size, an entry of SIZES in models/sizes.py"),
-    "training.margin": CONSTANT.format("MARGIN in utils/training/faces.py"),
-    "training.held_out_identities": "is gone: one identity in 25 is held out, 2 to 200",
-    "autoencoder.minutes": NOW.format("training.length, for example 15min"),
-    "autoencoder.steps": NOW.format("training.length, for example 100000steps"),
-    "diffusion.minutes": NOW.format("training.length, for example 90min"),
-    "diffusion.steps": NOW.format("training.length, for example 150000steps"),
-    "diffusion.validations": CONSTANT.format("VALIDATIONS in train_diffusion.py"),
-    "diffusion.identity": NOW.format("extras.identity"),
-    **{f"diffusion.{name}": NOW.format("an entry of extras.use") for name in (
-        "null_contexts", "same_person", "context_noise", "latent_noise", "scale_contexts", "prediction", "optimizer",
-        "schedule")},
-    "diffusion.flip": "is gone: half of the images are mirrored",
-    **{f"autoencoder.{name}": CONSTANT.format(f"{name.upper()} in train_autoencoder.py") for name in (
-        "perceptual", "identity", "batch_size", "learning_rate")},
-    **{name: NOW.format("an entry of SIZES in models/sizes.py, chosen by training.size") for name in (
-        "autoencoder.channels", "autoencoder.layers", "autoencoder.code_channels", "autoencoder.codes",
-        "diffusion.initial_channels", "diffusion.channel_multipliers", "diffusion.attention", "diffusion.blocks",
-        "diffusion.context_channels", "diffusion.context_dropout")},
-}
+# Settings of earlier versions, by what is said to whoever still gives them.
+GONE = {name: answer for answer, names in {
+    "is gone: sampling takes the averaged weights": "model.ema",
+    "is gone: the record of verify.lfw_faces says which images were aligned": "verify.lfw_images",
+    "is gone: one in ten identities (stage 6) or one in 25 (stage 0) is held out": "fr.held_out_identities "
+    "training.held_out_identities",
+    "is gone: each entry of BACKBONES in models/backbones.py has its own": "fr.embedding_size",
+    "is gone: half of the images are mirrored": "diffusion.flip",
+    "is a constant now, in utils/recognition/embedding.py": "scores.batch_size verify.batch_size",
+    "is a constant now, in align.py": "align.batch_size",
+    "is a constant now, in plot_distributions.py": "scores.bootstrap",
+    "is a constant now, in train_fr.py": "fr.dropout fr.momentum fr.weight_decay fr.gradient_clip fr.patience fr.early_stop",
+    "is a constant now, in utils/recognition/dynunc.py": "fr.dynunc_window fr.keep_fractions",
+    "is a constant now, in utils/training/faces.py": "training.margin",
+    "is a constant now, in train_diffusion.py": "diffusion.validations",
+    "is a constant now, in train_autoencoder.py or utils/training/autoencoder_loss.py": "autoencoder.perceptual "
+    "autoencoder.identity autoencoder.batch_size autoencoder.learning_rate",
+    "is now fr.milestones; empty is the plateau schedule": "fr.schedule",
+    "is now training.precision": "fr.precision",
+    "is now training.compile": "fr.compile",
+    "is now contexts.recogniser": "training.recogniser",
+    "is now training.length, for example 90min or 150000steps": "autoencoder.minutes autoencoder.steps diffusion.minutes "
+    "diffusion.steps",
+    "is now extras.identity": "diffusion.identity",
+    "is now an entry of extras.use": "diffusion.null_contexts diffusion.same_person diffusion.context_noise "
+    "diffusion.latent_noise diffusion.scale_contexts diffusion.prediction diffusion.optimizer diffusion.schedule",
+    "is now part of training.size, an entry of SIZES in models/sizes.py": "training.image_size autoencoder.channels "
+    "autoencoder.layers autoencoder.code_channels autoencoder.codes diffusion.initial_channels diffusion.channel_multipliers "
+    "diffusion.attention diffusion.blocks diffusion.context_channels diffusion.context_dropout",
+}.items() for name in names.split()}

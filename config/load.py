@@ -53,12 +53,12 @@ def resolve(preset: Mapping[str, Any], overrides: Mapping[str, str], choices: Ch
     """Config's defaults, overlaid by a preset's values and then by the overrides' texts. Raises UserError."""
     known, choices = dict(settings(Config)), choices or {}
     values = dict(preset)
-    for name, text in overrides.items():
+    for name in (*preset, *overrides):
         if name in GONE:
             raise UserError(f"{name}: {GONE[name]}")
-        if name not in known:
+        if name not in known and name != "preset":
             raise UserError(f"{name}: is an unknown setting; {_nearest(name, known)}")
-        values[name] = _parse(name, text, known[name])
+    values |= {name: _parse(name, text, known[name]) for name, text in overrides.items()}
     config = _build(Config, values)
     for name, field in known.items():
         _check_value(name, get(config, name), field, choices.get(name) or field.metadata["choices"])

@@ -91,7 +91,7 @@ def fr_folder(config: Config) -> Path:
 
 
 def packed_faces(config: Config, digest: str) -> Path:
-    """The faces that a recogniser is trained on, named by what is in them; trainings on the same faces share the file."""
+    """The faces that a recogniser is trained on, named by what is in them; runs on the same faces share the file."""
     return fr_folder(config).parent / f"faces-{digest[:16]}.npy"
 
 

@@ -33,7 +33,7 @@ def main() -> None:
     for folder in folders:
         stage("align", *given, f"paths.run={folder}")
     stage("plot_distributions", *given, f"scores.overlay={','.join(folders)}")
-    # a training for real, as far as a laptop takes it in a minute or two
+    # a real training run, as far as a laptop takes it in a minute or two
     stage("train_fr", "fr.epochs=2", "fr.images_per_identity=4", "training.compile=false", *given, f"paths.run={name}/far")
 
     scores = places.scores(Path(config.paths.output) / name, config)

@@ -32,7 +32,7 @@ from utils.training.loop import Budget, Draws, Training, batch_rows
 
 MINUTES, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY, VALIDATIONS = 20.0, 64, 3e-3, 0.05, 20
 JITTER = 3  # px: the canvas lies so much off, as a detector would put it
-BLURRED, LOWEST = 0.7, 40  # part of the faces that are seen at a lower resolution, down to so many px
+BLURRED, LOWEST = 0.7, 40  # part of the faces that are seen at a lower resolution, and the lowest in px
 
 
 class Imitation(nn.Module):
@@ -66,7 +66,7 @@ def main() -> None:
     student = MobileFaceNet(wanted.shape[1]).to(device, memory_format=torch.channels_last)
     loss = Imitation(student, distributed.use_bf16(settings.precision, device))
     if settings.compile:
-        loss.student = distributed.compiled(student, device, "training.compile")
+        loss.student = distributed.compiled(student, device)
     training = Training("recogniser", folder / "recogniser_state.pt", folder / "recogniser.csv", ranks, Budget(MINUTES),
                         torch.optim.AdamW(student.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY), {"student": student},
                         clip=[(student, 5.0)], images=BATCH_SIZE, seed=settings.seed)

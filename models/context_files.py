@@ -49,7 +49,7 @@ def row_norms(vectors: np.ndarray) -> np.ndarray:
 
 
 def check_contexts(file: Path | str, ids: Sequence[str], contexts: np.ndarray, dimension: int | None = None) -> None:
-    """Refuse contexts that no stage could use, in one line that names `file` and the mend.
+    """Refuse contexts that no stage could use, in one line that names `file` and the fix.
 
     Args:
         dimension: the width that the diffusion model takes, where it is known.

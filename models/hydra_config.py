@@ -12,7 +12,8 @@ from utils.runtime.errors import UserError
 from utils.runtime.files import require_file
 
 MOST_BYTES, MOST_NODES, DEEPEST = 64 * 1024, 1000, 8
-RESOLVER = re.compile(r"\$\{(?=[^${}]*:)")  # `${oc.env:HOME}` calls something, `${a.b}` does not
+RESOLVER = re.compile(r"\$\{.*:", re.DOTALL)  # `${oc.env:HOME}` and `${oc.${x}:HOME}` call something, `${a.b}` does not
+INTERPOLATION = re.compile(r"(\\*)\$\{")
 
 
 class HydraConfig:
@@ -52,27 +53,30 @@ class HydraConfig:
         return value
 
     def error(self, path: str, message: str) -> UserError:
-        return UserError(f"{self.file}: {path}: {message}")
+        return UserError(f"{self.file}: {path}: {' '.join(message.split())}")  # a value may have several lines
 
     def _checked_text(self) -> str:
         """The file's text. Raises ValueError where it is not plain, or too large or too deep to be a model's."""
         if self.file.stat().st_size > MOST_BYTES:
             raise ValueError(f"it is larger than {MOST_BYTES // 1024} KB")
-        text, depth = self.file.read_text(encoding="utf-8"), 0
-        for number, event in enumerate(yaml.parse(text, yaml.SafeLoader)):
+        text, depth, nodes = self.file.read_text(encoding="utf-8"), 0, 0
+        for event in yaml.parse(text, yaml.SafeLoader):
             line = event.start_mark.line + 1
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) or getattr(event, "tag", None):
                 raise ValueError(f"line {line} has an alias, an anchor or a tag")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > DEEPEST or number > MOST_NODES:
+            nodes += isinstance(event, yaml.NodeEvent)
+            if depth > DEEPEST or nodes > MOST_NODES:
                 raise ValueError(f"line {line} is nested deeper than {DEEPEST} levels, or is beyond {MOST_NODES} nodes")
         return text
 
 
 def without_resolvers(value: Any) -> Any:
-    """The values with `${name:...}` escaped: OmegaConf then gives it back as text and calls nothing."""
+    """The values with `${` escaped in every text that may call something: OmegaConf then gives it back and calls nothing."""
     if isinstance(value, dict):
         return {key: without_resolvers(item) for key, item in value.items()}
     if isinstance(value, list):
         return [without_resolvers(item) for item in value]
-    return RESOLVER.sub(lambda found: "\\" + found[0], value) if isinstance(value, str) else value
+    if isinstance(value, str) and RESOLVER.search(value):
+        return INTERPOLATION.sub(r"\1\1\\${", value)  # a backslash that stands there already would undo the new one
+    return value

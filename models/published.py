@@ -94,13 +94,16 @@ def checkpoint_file(folder: Path, step: int | None, ema: bool) -> Path:
 
 def build_unet(config: HydraConfig) -> ConditionalUNet:
     """The network that the section `model` describes, without weights (on the meta device)."""
-    arguments = {key: value for key, value in config["model"].items() if key != "_target_"}
+    section = config["model"]
+    if not isinstance(section, dict):
+        raise config.error("model", f"{section!r} describes no network; {DOWNLOAD}")
+    arguments = {key: value for key, value in section.items() if key != "_target_"}
     try:
         with torch.device("meta"):
             return ConditionalUNet(**arguments)
     except UserError as error:
         raise UserError(f"{config.file}: model.{error}") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise config.error("model", f"describes no network that is known here ({error}); {DOWNLOAD}") from None
 
 

@@ -31,7 +31,7 @@ def write_diffusion(folder: Path, unet_settings: Mapping[str, Any], weights: Map
 
 
 def trained_weights(folder: str, unet: ConditionalUNet, scale: float, prediction: str) -> dict[str, torch.Tensor]:
-    """Weights in the published layout, for a training on contexts times `scale` to begin with.
+    """Weights in the published layout, for a run on contexts times `scale` to begin with.
 
     Raises:
         UserError: they are of another network than `unet`, or predict something else.

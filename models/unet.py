@@ -297,9 +297,9 @@ class ConditionalUNet(nn.Module):
         return self.final(F.silu(self.norm(x)))
 
 
-def require(key: str, value: object, supported: object, mend: str) -> None:
+def require(key: str, value: object, supported: object, fix: str) -> None:
     if value != supported:
-        raise UserError(f"{key}: {value!r} is not supported, only {supported!r}; use {mend}")
+        raise UserError(f"{key}: {value!r} is not supported, only {supported!r}; use {fix}")
 
 
 def zeroed(layer: nn.Conv2d) -> nn.Conv2d:

@@ -7,9 +7,12 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from safetensors.torch import load_file
 
+from models.schedule import linear_betas
 from models.unet import ConditionalUNet
-from utils.diffusion.guidance import negative_guided, schedule
-from utils.diffusion.solvers import linear_betas, published_timesteps, sample, timesteps
+from utils.diffusion.guidance import guided
+from utils.diffusion.latent_diffusion import LatentDiffusion
+from utils.diffusion.solvers import PUBLISHED, SOLVERS, check_published, published_timesteps, sample, timesteps
+from utils.runtime.errors import UserError
 
 DATA = Path(__file__).parents[1] / "data"
 SHAPE = (2, 3, 4, 4)
@@ -78,42 +81,84 @@ def test_dpm_solver_converges_to_fine_ddim():
     assert second_order.dtype == torch.float32
 
 
-@pytest.mark.parametrize("solver, steps, as_published", [
-    ("euler", 10, False), ("ddpm", 0, False), ("ddpm", 1001, False), ("ddpm", 500, True), ("dpm++", 20, True)])
-def test_the_impossible_is_refused(solver, steps, as_published):
-    with pytest.raises(ValueError):
+@pytest.mark.parametrize("solver, steps, as_published, words", [
+    ("euler", 10, False, "solver 'euler' is unknown; there are ddpm, ddim, dpm"),
+    ("ddpm", 0, False, "steps must lie in 1 .. T = 1000, not 0"),
+    ("ddpm", 1001, False, "steps must lie in 1 .. T = 1000, not 1001"),
+    ("ddpm", 500, True, "the published DDPM runs all 1000 steps, not 500"),
+    ("dpm++", 20, True, "solver 'dpm[+][+]' as published is unknown; there are ddpm, ddim")])
+def test_the_impossible_is_refused(solver, steps, as_published, words):
+    with pytest.raises(ValueError, match=words):
         sample(toy_denoise, torch.zeros(SHAPE), solver, steps, noise=None, as_published=as_published)
 
 
-# ---- golden trajectories: the published implementation, the same network, the same noise --------------------------------
+@pytest.mark.parametrize("solver, steps, words", [
+    ("dpm++", 20, "sampling.as_published: true is impossible with sampling.solver=dpm[+][+], .* sampling.solver to ddpm or ddim"),
+    ("ddpm", 50, "sampling.steps: 50 is impossible .* set sampling.steps=1000, or sampling.as_published=false")])
+def test_what_was_never_published_is_refused_before_anything_is_loaded(solver, steps, words):
+    with pytest.raises(UserError, match=words) as refusal:
+        check_published(solver, steps)
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_was_published_passes():
+    check_published("ddpm", 1000)
+    check_published("ddim", 150)
+    check_published("ddpm", 500, T=500)
+
+
+def test_the_published_solvers_are_among_the_solvers():
+    assert type(SOLVERS) is dict and list(SOLVERS) == ["ddpm", "ddim", "dpm++"]
+    assert list(PUBLISHED) == ["ddpm", "ddim"]
+
+
+def test_a_new_solver_is_one_entry(monkeypatch):
+    def one_jump(denoise, x_t, steps, noise, betas):
+        """x_0 as the first prediction has it."""
+        alpha_bar = (1 - betas.double()).prod()
+        return (x_t - (1 - alpha_bar).sqrt() * denoise(x_t, len(betas) - 1)) / alpha_bar.sqrt()
+
+    monkeypatch.setitem(SOLVERS, "one_jump", one_jump)
+    x_0, eps = torch.full(SHAPE, 2.0, dtype=torch.float64), torch.full(SHAPE, -1.0, dtype=torch.float64)
+    alpha_bar = (1 - linear_betas().double()).prod()
+    x_T = alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
+    assert (sample(lambda x_t, t: eps, x_T, "one_jump", 1, noise=None) - x_0).abs().max() < 1e-9
+
+
+# ---- golden trajectories: the published implementation, the same network, the same noise -------------------------------
 
 @pytest.fixture(scope="module")
 def golden():
     torch.manual_seed(0)
     unet = ConditionalUNet(**json.loads((DATA / "configs.json").read_text())["unet_small"]).eval()
     unet.load_state_dict(load_file(DATA / "unet_small.safetensors"))
-    return unet, load_file(DATA / "trajectories.safetensors")
+    values = load_file(DATA / "trajectories.safetensors")
+    return LatentDiffusion(unet, torch.nn.Identity(), linear_betas(), (3, 8, 8), "eps", torch.device("cpu"), False), values
 
 
 def test_the_schedule_equals_the_published_one(golden):
     assert torch.equal(linear_betas(), golden[1]["betas"])
 
 
-@pytest.mark.parametrize("w, name, key", [
-    (0.0, "constant", "baseline"), (0.5, "constant", "w05"), (1.0, "linear", "w10_adaptive"),
-    (1.0, "reverse", "w10_reverse")])
-@pytest.mark.parametrize("solver, steps, prefix", [("ddpm", 1000, "ddpm"), ("ddim", 200, "ddim200")])
-def test_golden_trajectories(golden, solver, steps, prefix, w, name, key):
-    unet, values = golden
+DDPM, DDIM = ("ddpm", 1000, "ddpm"), ("ddim", 200, "ddim200")
+GUIDANCES = [(0.0, "constant", "baseline"), (0.5, "constant", "w05"), (1.0, "linear", "w10_adaptive"),
+             (1.0, "reverse", "w10_reverse")]
+
+
+@pytest.mark.parametrize("w, schedule, key, solver, steps, prefix", [
+    *((*guidance, *DDIM) for guidance in GUIDANCES),
+    *(pytest.param(*guidance, *DDPM, marks=() if guidance[2] == "w05" else pytest.mark.slow) for guidance in GUIDANCES)])
+def test_golden_trajectories(golden, w, schedule, key, solver, steps, prefix):
+    model, values = golden
     generator = torch.Generator().manual_seed(7)
-    x_T = torch.randn(2, 3, 8, 8, generator=generator)
-    assert torch.equal(x_T, values["noise_prior"])
-    with torch.inference_mode():
-        tokens = unet.context_tokens(torch.cat([values["context"], values["negative_context"]]))
-        denoise = negative_guided(
-            lambda x_t, t: unet(x_t, torch.full((2,), t), tokens[:2]),
-            lambda x_t, t: unet(x_t, torch.full((2,), t), tokens).chunk(2),
-            schedule(name, w, 1000))
-        x_0 = sample(denoise, x_T, solver, steps, lambda t: torch.randn(2, 3, 8, 8, generator=generator),
-                     as_published=True)
+
+    def noise(t: int) -> torch.Tensor:  # the prior first, then as the solver asks
+        return torch.randn(2, 3, 8, 8, generator=generator)
+
+    x_0 = model.latents(values["context"], values["negative_context"], noise, guided("negative", w, schedule), solver, steps,
+                        as_published=True)
     assert (x_0 - values[f"{prefix}_{key}"]).abs().max() < 2e-3
+
+
+def test_the_golden_trajectories_begin_with_this_noise(golden):
+    assert torch.equal(torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(7)), golden[1]["noise_prior"])

@@ -110,7 +110,7 @@ def test_embeddings_of_lfw_are_measured_as_by_explicit_pairs():
     crops = torch.from_numpy(np.stack([crop for crops in people.values() for crop in crops])).permute(0, 3, 1, 2)
     with torch.inference_mode():
         recogniser = build(torch.load(CASIA, map_location="cpu", weights_only=True)["net_state_dict"])
-        x = recogniser(crops / 127.5 - 1, "arcface").numpy()
+        x = recogniser(crops / 127.5 - 1).numpy()
     genuine, impostor = explicit_pairs(x, labels)
     row = metrics(score_distributions(x, labels))
     assert (row["genuine_pairs"], row["impostor_pairs"]) == (len(genuine), len(impostor))
@@ -133,9 +133,9 @@ def test_a_miss_of_the_fmr_by_one_pair_counts():
 
 
 def test_blocks_of_any_size_give_the_same_distributions(monkeypatch):
-    x, labels = faces(identities=11, images=7)
+    x, labels = faces(identities=6, images=5)
     whole = score_distributions(x, labels)
-    for block in (1, 5, 64):
+    for block in (1, 4, 64):
         monkeypatch.setattr(scores, "BLOCK", block)
         in_blocks = score_distributions(x, labels)
         np.testing.assert_array_equal(in_blocks.genuine_counts, whole.genuine_counts)

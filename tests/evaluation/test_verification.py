@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from config.config import Config
+from config.load import settings
 from utils.evaluation import verification
-from utils.evaluation.verification import ijb, read_bin, read_ijbc_meta, read_lfw_pairs, ten_fold
+from utils.evaluation.verification import BENCHMARKS, ijb, read_bin, read_ijbc_meta, read_lfw_pairs, ten_fold
 from utils.runtime.errors import UserError
 
 DATA = Path(__file__).parents[1] / "data"
@@ -185,6 +187,15 @@ def test_malformed_pairs_are_named(tmp_path, text, message):
 
 
 # ---- .bin benchmarks -------------------------------------------------------------------------------------------------
+
+def test_benchmarks_are_a_plain_dict_of_insightfaces_files():
+    assert type(BENCHMARKS) is dict
+    assert list(BENCHMARKS) == ["LFW", "AgeDB-30", "CFP-FP", "CALFW", "CPLFW"]  # in the order of the paper's table
+    files = [f"{stem}.bin" for stem in BENCHMARKS.values()]
+    assert files == ["lfw.bin", "agedb_30.bin", "cfp_fp.bin", "calfw.bin", "cplfw.bin"]
+    [bins] = [field for name, field in settings(Config) if name == "verify.bins"]
+    assert all(file in bins.metadata["help"] for file in files)
+
 
 ENCODED = [b"\xff\xd8first", b"\x00\xe9second", b"third", b"fourth"]
 

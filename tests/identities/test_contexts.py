@@ -1,8 +1,8 @@
-"""Contexts: drawing, extracting from faces, files and what is refused."""
-import cv2
+"""Contexts: drawing, files and what is refused."""
 import numpy as np
 import pytest
 
+from models import context_files
 from utils.identities import contexts as identity_contexts
 from utils.runtime.errors import UserError
 
@@ -23,6 +23,18 @@ def test_more_contexts_begin_with_the_same_ones():
     assert np.array_equal(identity_contexts.uniform(50, 8, seed=1), identity_contexts.uniform(90, 8, seed=1)[:50])
 
 
+def test_gaussian_contexts_have_the_directions_of_real_ones():
+    generator = np.random.default_rng(0)
+    axes = generator.standard_normal((6, 6))
+    mean, covariance = generator.standard_normal(6) * 0.3, axes @ axes.T * 0.01
+    drawn = identity_contexts.gaussian(20_000, mean, covariance, seed=4)
+    direct = identity_contexts.normalise(generator.multivariate_normal(mean, covariance, 20_000))
+    np.testing.assert_allclose(drawn.mean(axis=0), direct.mean(axis=0), atol=0.01)
+    np.testing.assert_allclose(np.cov(drawn.T), np.cov(direct.T), atol=0.01)
+    np.testing.assert_allclose(np.linalg.norm(drawn, axis=1), 1, atol=1e-6)
+    np.testing.assert_array_equal(identity_contexts.gaussian(5, mean, covariance, seed=4), drawn[:5])
+
+
 # ---- crowding --------------------------------------------------------------------------------------------------------
 
 def test_crowding_is_each_ones_highest_cosine_to_another(monkeypatch):
@@ -30,71 +42,29 @@ def test_crowding_is_each_ones_highest_cosine_to_another(monkeypatch):
     contexts[250] = contexts[4]
     exact = contexts.astype(np.float64) @ contexts.T.astype(np.float64)
     np.fill_diagonal(exact, -np.inf)
-    monkeypatch.setattr(identity_contexts, "BLOCK_BYTES", 4 * 300 * 7)  # 7 rows a block, the last one short
+    monkeypatch.setattr(identity_contexts, "BLOCK_BYTES", 8 * 300 * 7)  # 7 rows a block, the last one short
     crowding = identity_contexts.crowding(contexts)
     assert np.allclose(crowding, exact.max(axis=1), atol=1e-6)
     assert crowding.max() <= 1
     assert identity_contexts.closest_pair(contexts, crowding) == (4, 250)
 
 
-# ---- from faces ------------------------------------------------------------------------------------------------------
-
-@pytest.fixture
-def faces(tmp_path):
-    """Two identities with 3 and 2 faces, of one colour each (R, G, B)."""
-    colours = {"ann/a.png": (255, 0, 0), "ann/b.png": (0, 255, 0), "ann/c.png": (0, 255, 0),
-               "bob/a.png": (0, 0, 255), "bob/d.png": (255, 255, 255)}
-    for name, rgb in colours.items():
-        file = tmp_path / "faces" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        size = 128 if name.endswith("b.png") else 112
-        cv2.imwrite(str(file), np.full((size, size, 3), rgb[::-1], np.uint8))
-    return tmp_path / "faces"
-
-
-def mean_colour(images: list) -> np.ndarray:
-    """An embedding that can be worked by hand: the mean of each channel, 0 (black) to 2 (white)."""
-    return np.stack([identity_contexts.read_face(image) for image in images]).mean(axis=(1, 2)) / 127.5
-
-
-def test_extract_per_image(faces):
-    ids, contexts = identity_contexts.extract(faces, mean_colour, per="image")
-    assert ids == ["ann--a", "ann--b", "ann--c", "bob--a", "bob--d"]
-    expected = [[1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 1], np.full(3, 3 ** -0.5)]
-    assert contexts.dtype == np.float32 and np.allclose(contexts, expected, atol=1e-5)
-
-
-def test_extract_per_identity_is_the_normalised_mean_of_normalised_embeddings(faces):
-    ids, contexts = identity_contexts.extract(faces, mean_colour, per="identity")
-    assert ids == ["ann", "bob"]
-    bob = np.array([0, 0, 1]) + 3 ** -0.5
-    expected = [np.array([1, 2, 0]) / 5 ** 0.5, bob / np.linalg.norm(bob)]
-    assert contexts.dtype == np.float32 and np.allclose(contexts, expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("size", [(56, 80), (112, 112), (250, 250)])
-def test_faces_of_any_size_are_read_as_rgb_at_112(tmp_path, size):
-    ramp = np.broadcast_to(np.linspace(0, 255, size[1])[None, :, None] * [0.0, 0.5, 1.0], (*size, 3))  # B, G, R
-    cv2.imwrite(str(tmp_path / "face.png"), np.rint(ramp).astype(np.uint8))
-    face = identity_contexts.read_face(tmp_path / "face.png")
-    assert face.shape == (112, 112, 3) and face.dtype == np.uint8
-    expected = np.interp((np.arange(112) + 0.5) / 112, (np.arange(size[1]) + 0.5) / size[1], np.linspace(0, 1, size[1]))
-    assert np.abs(face[5, 2:-2] - np.outer(expected, [255, 127.5, 0])[2:-2]).max() < 2.5
-
-
-def test_shrinking_does_not_alias(tmp_path):
-    checkers = np.indices((448, 448)).sum(axis=0) % 2 * 255
-    cv2.imwrite(str(tmp_path / "face.png"), checkers.astype(np.uint8))
-    assert np.ptp(identity_contexts.read_face(tmp_path / "face.png")) == 0  # grey, not a pattern
-
-
-def test_an_unreadable_image_is_named(faces):
-    (faces / "bob" / "a.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match="bob/a.png: is not a readable image"):
-        identity_contexts.extract(faces, mean_colour)
+def test_cosines_are_those_of_float64_in_blocks_of_rows(monkeypatch):
+    contexts = identity_contexts.uniform(50, 16, seed=0) * np.linspace(0.5, 2, 50, dtype=np.float32)[:, None]
+    exact = contexts.astype(np.float64)
+    exact /= np.linalg.norm(exact, axis=1, keepdims=True)
+    monkeypatch.setattr(identity_contexts, "BLOCK_BYTES", 8 * 20 * 7)
+    starts, blocks = zip(*identity_contexts.cosine_blocks(contexts, pool=20), strict=True)
+    assert list(starts) == list(range(0, 50, 7)) and {block.dtype for block in blocks} == {np.dtype(np.float64)}
+    assert np.abs(np.concatenate(blocks) - exact @ exact[:20].T).max() < 1e-15
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
+
+def test_the_files_are_those_of_the_floor_below():
+    for name in ("check_contexts", "check_vectors", "digest", "normalise", "read", "row_norms", "write"):
+        assert getattr(identity_contexts, name) is getattr(context_files, name)
+
 
 def test_what_is_written_is_read_bit_for_bit(tmp_path):
     contexts = identity_contexts.uniform(4, 8, seed=0)
@@ -159,15 +129,3 @@ def test_missing_truncated_and_pickled_files_are_refused(tmp_path):
     np.savez(file, ids=np.array(["a", {"b": 1}, "c"], dtype=object), contexts=GOOD)
     with pytest.raises(UserError, match="c.npz: is not a readable .npz"):
         identity_contexts.read(file)
-
-
-def test_gaussian_contexts_have_the_directions_of_real_ones():
-    generator = np.random.default_rng(0)
-    axes = generator.standard_normal((6, 6))
-    mean, covariance = generator.standard_normal(6) * 0.3, axes @ axes.T * 0.01
-    drawn = identity_contexts.gaussian(20_000, mean, covariance, seed=4)
-    direct = identity_contexts.normalise(generator.multivariate_normal(mean, covariance, 20_000))
-    np.testing.assert_allclose(drawn.mean(axis=0), direct.mean(axis=0), atol=0.01)
-    np.testing.assert_allclose(np.cov(drawn.T), np.cov(direct.T), atol=0.01)
-    np.testing.assert_allclose(np.linalg.norm(drawn, axis=1), 1, atol=1e-6)
-    np.testing.assert_array_equal(identity_contexts.gaussian(5, mean, covariance, seed=4), drawn[:5])

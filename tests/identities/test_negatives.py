@@ -1,9 +1,10 @@
-"""Negatives against float64 brute force over explicit cosines."""
+"""Negatives against float64 brute force over explicit cosines, and by hand."""
 import numpy as np
 import pytest
 
 from utils.identities import contexts as identity_contexts
 from utils.identities import negatives
+from utils.identities.negatives import STRATEGIES, select
 from utils.runtime.errors import UserError
 
 
@@ -20,95 +21,114 @@ def with_duplicates_and_antipodes(number: int, dimension: int = 32) -> np.ndarra
     return contexts
 
 
-def brute_force(contexts: np.ndarray, pool: int = 0) -> tuple[np.ndarray, list[np.ndarray]]:
-    """All cosines in float64 and, for each identity, the others in the pool in rising order of their cosine."""
+def at_angles(*angles: float) -> np.ndarray:
+    """Contexts in the plane at these angles, in float64."""
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def brute_force(contexts: np.ndarray) -> np.ndarray:
+    """All cosines [N, N], pair by pair in float64, without a matrix product."""
     exact = contexts.astype(np.float64)
-    exact /= np.linalg.norm(exact, axis=1, keepdims=True)
-    cosines = exact @ exact.T
-    rising = []
-    for row in range(len(contexts)):
-        others = np.setdiff1d(np.arange(pool or len(contexts)), row)
-        rising.append(others[np.argsort(cosines[row, others], kind="stable")])
-    return cosines, rising
+    exact /= np.sqrt((exact * exact).sum(axis=1, keepdims=True))
+    return np.stack([(exact * row).sum(axis=1) for row in exact])
 
 
 RANK = {"close": lambda others: others - 1, "mid": lambda others: (others - 1) // 2, "far": lambda others: 0}
 
 
-@pytest.mark.parametrize("strategy", RANK)
-@pytest.mark.parametrize("number, dimension, pool", [(2, 32, 0), (3, 32, 0), (4, 2, 0), (101, 32, 0), (500, 2, 0),
-                                                     (1000, 64, 300), (2000, 512, 0)])
-def test_ranked_strategies_equal_float64_brute_force(strategy, number, dimension, pool):
+# ---- ranked by cosine ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("number, dimension, pool", [(2, 32, 0), (3, 32, 0), (4, 2, 0), (4, 8, 2), (101, 32, 0), (500, 2, 0),
+                                                     (500, 2, 90), (1000, 64, 300), (1000, 512, 0)])
+def test_ranked_strategies_equal_float64_brute_force(number, dimension, pool):
     contexts = random_contexts(number, dimension) if number < 100 else with_duplicates_and_antipodes(number, dimension)
-    index, similarity = negatives.select(contexts, strategy, pool=pool)
-    cosines, rising = brute_force(contexts, pool)
-    assert index.dtype == np.int64 and similarity.dtype == np.float32
-    assert not np.any(index == np.arange(number))
-    for row, others in enumerate(rising):
-        rank = RANK[strategy](len(others))
-        ordered = cosines[row, others]
-        assert abs(similarity[row] - ordered[rank]) < 1e-6
-        assert abs(cosines[row, index[row]] - ordered[rank]) < 1e-12
-        neighbours = np.delete(ordered[max(rank - 1, 0) : rank + 2], min(rank, 1))
-        if np.all(np.abs(neighbours - ordered[rank]) > 1e-6):
-            assert index[row] == others[rank]
+    cosines = brute_force(contexts)
+    for strategy, rank in RANK.items():
+        vectors, index, similarity = select(contexts, strategy, pool=pool)
+        assert index.dtype == np.int64 and similarity.dtype == vectors.dtype == np.float32
+        assert np.array_equal(vectors, contexts[index])
+        for row in range(number):
+            others = np.setdiff1d(np.arange(pool or number), row)
+            wanted = np.sort(cosines[row, others])[rank(len(others))]
+            assert index[row] == others[np.abs(cosines[row, others] - wanted) <= 1e-12][0]
+            assert abs(similarity[row] - wanted) < 1e-6
 
 
 @pytest.mark.parametrize("number, rank", [(5, 1), (6, 2)])
 def test_mid_is_the_lower_median_of_the_others(number, rank):
     # 4 others have ranks 0 to 3 and two medians, 1 and 2; 5 others have the one median 2.
-    angles = np.array([0.0, 0.3, 0.7, 1.2, 1.8, 2.5][:number])
-    contexts = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    index, similarity = negatives.select(contexts, "mid")
+    angles = [0.0, 0.3, 0.7, 1.2, 1.8, 2.5][:number]
+    _, index, similarity = select(at_angles(*angles), "mid")
     assert index[0] == number - 1 - rank  # cosines to the first context fall with the angle
     assert similarity[0] == pytest.approx(np.cos(angles[index[0]]), abs=1e-7)
 
 
 def test_an_identity_may_get_its_duplicate_but_never_itself():
     contexts = with_duplicates_and_antipodes(40)
-    index, similarity = negatives.select(contexts, "close")
+    _, index, similarity = select(contexts, "close")
     assert (index[1], index[20], index[39]) == (20, 1, 1)
     assert similarity[1] == similarity[20] == 1
-    index, similarity = negatives.select(contexts, "far")
+    _, index, similarity = select(contexts, "far")
     assert index[1] == index[20] == index[39] == 38
     assert index[2] == 3 and similarity[2] == -1
+    for strategy in ("close", "mid", "far", "rand"):
+        assert not (select(contexts, strategy)[1] == np.arange(40)).any()
 
+
+# ---- ties ------------------------------------------------------------------------------------------------------------
 
 def test_the_lowest_index_wins_among_exact_ties():
     contexts = np.repeat(random_contexts(1), 7, axis=0)
     for strategy in ("close", "mid", "far"):
-        assert negatives.select(contexts, strategy)[0].tolist() == [1, 0, 0, 0, 0, 0, 0]
+        assert select(contexts, strategy)[1].tolist() == [1, 0, 0, 0, 0, 0, 0]
+
+
+def test_cosines_within_1e_12_are_ties():
+    # Cosines to the first context differ by 8e-13, three times 3e-13 of angle at a slope of sin(1): the closest stands last.
+    contexts = at_angles(0.0, 1 + 9e-13, 1 + 6e-13, 1 + 3e-13, 1.0)
+    assert select(contexts, "close")[1][0] == select(contexts, "far")[1][0] == select(contexts, "mid")[1][0] == 1
+    contexts = at_angles(0.0, 1 + 3e-11, 1 + 2e-11, 1 + 1e-11, 1.0)  # 8e-12 from one to the next
+    assert select(contexts, "close")[1][0] == 4
+    assert select(contexts, "far")[1][0] == 1
+    assert select(contexts, "mid")[1][0] == 2
 
 
 def test_near_ties_below_float32_are_decided_in_float64():
     # Angles to the first context differ by 1e-9, far below what float32 cosines resolve; the closest stands last.
-    angles = np.array([0.0, 1 + 3e-9, 1 + 2e-9, 1 + 1e-9, 1.0])
-    contexts = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    assert negatives.select(contexts, "close")[0][0] == 4
-    assert negatives.select(contexts, "far")[0][0] == 1
-    assert negatives.select(contexts, "mid")[0][0] == 2
+    contexts = at_angles(0.0, 1 + 3e-9, 1 + 2e-9, 1 + 1e-9, 1.0)
+    assert select(contexts, "close")[1][0] == 4
+    assert select(contexts, "far")[1][0] == 1
+    assert select(contexts, "mid")[1][0] == 2
 
 
-@pytest.mark.parametrize("strategy", ["close", "mid", "far", "rand"])
+# ---- what must not matter --------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_block_size_changes_nothing(strategy, monkeypatch):
     contexts = with_duplicates_and_antipodes(150)
-    whole = negatives.select(contexts, strategy, pool=100)
-    monkeypatch.setattr(identity_contexts, "BLOCK_BYTES", 4 * 100 * 7)
-    monkeypatch.setattr(negatives, "BLOCK_BYTES", 16 * 32 * 7)
-    blocked = negatives.select(contexts, strategy, pool=100)
-    assert np.array_equal(whole[0], blocked[0]) and np.array_equal(whole[1], blocked[1])
+    whole = select(contexts, strategy, pool=100)
+    monkeypatch.setattr(identity_contexts, "BLOCK_BYTES", 8 * 100 * 7)  # 7 rows a block
+    blocked = select(contexts, strategy, pool=100)
+    for before, after in zip(whole, blocked, strict=True):
+        assert np.array_equal(before, after, equal_nan=True)
 
 
-def test_only_directions_count():
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_only_directions_count(strategy):
     contexts = random_contexts(60)
     scaled = contexts * np.linspace(0.1, 30, 60)[:, None]
-    assert np.array_equal(negatives.select(contexts, "mid")[0], negatives.select(scaled, "mid")[0])
+    _, index, similarity = select(contexts, strategy)
+    _, scaled_index, scaled_similarity = select(scaled, strategy)
+    assert np.array_equal(index, scaled_index)
+    np.testing.assert_allclose(scaled_similarity, similarity, atol=1e-6)
 
+
+# ---- rand, null ------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("pool", [0, 2, 5])
 def test_rand_is_seeded_uniform_over_the_others_of_the_pool_and_never_oneself(pool):
     contexts = random_contexts(8)
-    draws = np.stack([negatives.select(contexts, "rand", seed=seed, pool=pool)[0] for seed in range(2000)])
+    draws = np.stack([select(contexts, "rand", seed=seed, pool=pool)[1] for seed in range(2000)])
     assert not np.any(draws == np.arange(8))
     for row in range(8):
         others = np.setdiff1d(np.arange(pool or 8), row)
@@ -116,27 +136,80 @@ def test_rand_is_seeded_uniform_over_the_others_of_the_pool_and_never_oneself(po
         assert np.array_equal(values, others)
         expected = 2000 / len(others)
         assert np.all(np.abs(counts - expected) <= 5 * np.sqrt(expected))
-    again = negatives.select(contexts, "rand", seed=7, pool=pool)
-    assert np.array_equal(again[0], draws[7])
-    cosines, _ = brute_force(contexts)
-    assert np.allclose(again[1], cosines[np.arange(8), again[0]], atol=1e-6)
+    vectors, index, similarity = select(contexts, "rand", seed=7, pool=pool)
+    assert np.array_equal(index, draws[7]) and np.array_equal(vectors, contexts[index])
+    assert np.allclose(similarity, brute_force(contexts)[np.arange(8), index], atol=1e-6)
 
 
 def test_rand_is_not_the_previous_identity():
-    index, _ = negatives.select(random_contexts(1000), "rand")
+    index = select(random_contexts(1000), "rand")[1]
     assert np.mean(index == (np.arange(1000) - 1) % 1000) < 0.02
     assert len(np.unique(index)) > 500
 
 
-def test_null_is_index_minus_one_without_a_similarity():
-    index, similarity = negatives.select(random_contexts(4), "null")
+def test_null_is_the_zero_vector_without_index_and_similarity():
+    vectors, index, similarity = select(random_contexts(4), "null")
+    assert vectors.shape == (4, 32) and vectors.dtype == np.float32 and not vectors.any()
     assert index.tolist() == [-1] * 4 and np.isnan(similarity).all()
 
+
+# ---- vectors that are no identity ------------------------------------------------------------------------------------
+
+def test_average_is_the_mean_direction_of_the_others():
+    contexts = np.array([[1.0, 0.0], [0.0, 2.0], [0.6, 0.8]])  # the second is of norm 2, and counts no more than the others
+    vectors, index, similarity = select(contexts, "average")
+    # (0, 1) + (0.6, 0.8), (1, 0) + (0.6, 0.8) and (1, 0) + (0, 1), each divided by its norm
+    expected = [np.array([0.6, 1.8]) / 3.6**0.5, np.array([1.6, 0.8]) / 3.2**0.5, np.array([1.0, 1.0]) / 2**0.5]
+    assert vectors.dtype == np.float32 and index.tolist() == [-1, -1, -1]
+    np.testing.assert_allclose(vectors, expected, atol=1e-7)
+    np.testing.assert_allclose(similarity, [0.6 / 3.6**0.5, 0.8 / 3.2**0.5, 1.4 / 2**0.5], atol=1e-7)
+
+
+def test_average_is_that_of_the_pool():
+    contexts = np.array([[1.0, 0.0], [0.0, 2.0], [0.6, 0.8], [-1.0, 0.0]])
+    vectors = select(contexts, "average", pool=2)[0]
+    expected = [[0, 1], [1, 0], np.array([1, 1]) / 2**0.5, np.array([1, 1]) / 2**0.5]
+    np.testing.assert_allclose(vectors, expected, atol=1e-7)
+
+
+def test_an_average_without_a_direction_is_refused():
+    cancelling = np.array([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0]])
+    with pytest.raises(UserError, match="negatives.strategy: average has no direction for the context in row 1, .*; choose"):
+        select(cancelling, "average")
+    assert select(cancelling, "average", pool=2)[1].tolist() == [-1, -1, -1]
+
+
+def test_antipode_is_the_negated_context():
+    contexts = np.array([[1.0, 0.0], [0.6, 0.8], [0.0, -2.0]])
+    vectors, index, similarity = select(contexts, "antipode", pool=2)
+    assert vectors.dtype == np.float32 and np.array_equal(vectors, -contexts.astype(np.float32))
+    assert index.tolist() == [-1, -1, -1]
+    np.testing.assert_allclose(similarity, [-1, -1, -1], atol=1e-7)
+
+
+# ---- the registry ----------------------------------------------------------------------------------------------------
+
+def test_strategies_are_a_plain_dict_of_indices_or_vectors():
+    assert type(STRATEGIES) is dict
+    assert list(STRATEGIES) == ["close", "mid", "far", "rand", "null", "average", "antipode"]
+    dimensions = [strategy(random_contexts(9), 9, 0).ndim for strategy in STRATEGIES.values()]
+    assert dimensions == [1, 1, 1, 1, 2, 2, 2]
+
+
+def test_a_new_strategy_is_one_entry(monkeypatch):
+    monkeypatch.setitem(STRATEGIES, "next", lambda contexts, pool, seed: (np.arange(len(contexts)) + 1) % pool)
+    contexts = random_contexts(5)
+    vectors, index, similarity = select(contexts, "next")
+    assert index.tolist() == [1, 2, 3, 4, 0] and np.array_equal(vectors, contexts[[1, 2, 3, 4, 0]])
+    assert np.allclose(similarity, (contexts * vectors).sum(axis=1), atol=1e-6)
+
+
+# ---- refused ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("pool", [1, 11])
 def test_a_pool_without_another_identity_is_refused(pool):
     with pytest.raises(UserError, match=f"negatives.pool: {pool} of 10"):
-        negatives.select(random_contexts(10), "far", pool=pool)
+        select(random_contexts(10), "far", pool=pool)
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
@@ -144,12 +217,11 @@ def test_contexts_without_a_direction_are_refused(value):
     contexts = random_contexts(5)
     contexts[3] = value
     with pytest.raises(UserError, match="row 3"):
-        negatives.select(contexts, "far")
+        select(contexts, "far")
 
 
 # ---- custom ----------------------------------------------------------------------------------------------------------
 
-CHOSEN_BY = {"pool": 5, "seed": 0}
 IDS = ["ann", "bob", "eve, jr"]
 
 
@@ -159,8 +231,9 @@ def test_custom_takes_the_negatives_of_the_csv(tmp_path):
     custom = negatives.read_custom(file, IDS)
     assert custom.tolist() == [1, 2, 0]
     contexts = random_contexts(3)
-    index, similarity = negatives.select(contexts, "custom", custom=custom)
-    assert index.tolist() == [1, 2, 0]
+    vectors, index, similarity = negatives.from_choice(contexts, custom)
+    assert index.tolist() == [1, 2, 0] and index.dtype == np.int64
+    assert np.array_equal(vectors, contexts[[1, 2, 0]])
     assert np.allclose(similarity, (contexts * contexts[[1, 2, 0]]).sum(1), atol=1e-6)
 
 
@@ -190,17 +263,22 @@ def test_a_missing_custom_file_is_named(tmp_path):
 def written(tmp_path, strategy="far"):
     contexts = random_contexts(3)
     digest = identity_contexts.digest(IDS, contexts)
-    index, similarity = negatives.select(contexts, strategy)
+    chosen = select(contexts, strategy)
     file = tmp_path / "negatives.npz"
-    negatives.write(file, IDS, index, similarity, digest, CHOSEN_BY)
-    return file, digest, index, similarity
+    negatives.write(file, IDS, *chosen, digest)
+    return file, digest, chosen
 
 
-@pytest.mark.parametrize("strategy", ["far", "null"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_what_is_written_is_read(tmp_path, strategy):
-    file, digest, index, similarity = written(tmp_path, strategy)
-    again = negatives.read(file, digest, IDS, CHOSEN_BY)
-    assert np.array_equal(again[0], index) and np.array_equal(again[1], similarity, equal_nan=True)
+    file, digest, (vectors, index, similarity) = written(tmp_path, strategy)
+    again = negatives.read(file, IDS, 32, digest)
+    assert np.array_equal(again, vectors) and again.dtype == np.float32
+    with np.load(file, allow_pickle=False) as arrays:
+        assert {name: arrays[name].dtype.kind for name in arrays} == {
+            "ids": "U", "negatives": "f", "index": "i", "similarity": "f", "contexts_digest": "U"}
+        assert arrays["ids"].tolist() == IDS and np.array_equal(arrays["index"], index)
+        assert np.array_equal(arrays["similarity"], similarity, equal_nan=True)
 
 
 def test_negatives_of_other_contexts_are_refused(tmp_path):
@@ -209,31 +287,39 @@ def test_negatives_of_other_contexts_are_refused(tmp_path):
               (IDS[:2], random_contexts(2))]
     for ids, contexts in others:
         with pytest.raises(UserError, match="negatives.npz: holds negatives of other contexts.*; delete it"):
-            negatives.read(file, identity_contexts.digest(ids, contexts), ids, CHOSEN_BY)
+            negatives.read(file, ids, 32, identity_contexts.digest(ids, contexts))
 
 
-@pytest.mark.parametrize("index", [[1, 1, 0], [1, 3, 0], [-2, 0, 0], [1, 0]])
-def test_negatives_that_name_oneself_or_nobody_are_refused(tmp_path, index):
-    file, digest, _, similarity = written(tmp_path)
-    negatives.write(file, IDS, np.array(index), similarity, digest, CHOSEN_BY)
-    with pytest.raises(UserError, match="does not name another identity"):
-        negatives.read(file, digest, IDS, CHOSEN_BY)
+def test_negatives_under_other_ids_are_refused(tmp_path):
+    file, digest, chosen = written(tmp_path)
+    negatives.write(file, ["ann", "bob", "kim"], *chosen, digest)
+    with pytest.raises(UserError, match="holds negatives of other contexts"):
+        negatives.read(file, IDS, 32, digest)
 
 
-def test_damaged_and_missing_files_are_refused(tmp_path):
+@pytest.mark.parametrize("vectors", [np.ones((2, 32)), np.ones((3, 31)), np.ones(3), np.full((3, 32), np.nan),
+                                     np.full((3, 32), np.inf)], ids=["two", "narrow", "flat", "nan", "infinite"])
+def test_negatives_that_no_stage_could_use_are_refused(tmp_path, vectors):
+    file, digest, (_, index, similarity) = written(tmp_path)
+    negatives.write(file, IDS, vectors, index, similarity, digest)
+    with pytest.raises(UserError, match="negatives.npz: does not hold a finite negative for each identity; delete it"):
+        negatives.read(file, IDS, 32, digest)
+
+
+def test_negatives_of_another_type_are_refused(tmp_path):
+    file, digest, (vectors, *_) = written(tmp_path)
+    np.savez(file, ids=np.array(IDS), negatives=vectors.astype(np.float64), contexts_digest=np.array(digest))
+    with pytest.raises(UserError, match="does not hold a finite negative"):
+        negatives.read(file, IDS, 32, digest)
+
+
+def test_damaged_missing_and_older_files_are_refused(tmp_path):
     file, digest, *_ = written(tmp_path)
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError, match="negatives.npz: is not a readable .npz"):
-        negatives.read(file, digest, IDS, CHOSEN_BY)
+        negatives.read(file, IDS, 32, digest)
     with pytest.raises(UserError, match="create_negative_contexts.py"):
-        negatives.read(tmp_path / "none.npz", digest, IDS, CHOSEN_BY)
-
-
-def test_negatives_made_with_other_settings_are_refused(tmp_path):
-    file, digest, *_ = written(tmp_path)
-    for other, word in (({"pool": 4}, "negatives.pool = 5, now it is 4"), ({"seed": 1}, "negatives.seed = 0")):
-        with pytest.raises(UserError, match=word):
-            negatives.read(file, digest, IDS, other)
-    assert negatives.chosen_by("far", 7, 1) == {"pool": 7}
-    assert negatives.chosen_by("rand", 7, 1) == {"pool": 7, "seed": 1}
-    assert negatives.chosen_by("null", 7, 1) == negatives.chosen_by("custom", 7, 1) == {}
+        negatives.read(tmp_path / "none.npz", IDS, 32, digest)
+    np.savez(file, ids=np.array(IDS), index=np.array([1, 2, 0]), contexts_digest=np.array(digest))
+    with pytest.raises(UserError, match="negatives.npz: holds no array 'negatives'; delete it"):
+        negatives.read(file, IDS, 32, digest)

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from models.margin_heads import AdaFace, ArcFace, CosFace
+from models.margin_heads import HEADS, AdaFace, ArcFace, CosFace
 
 EMBEDDING, CLASSES, BATCH = 16, 7, 5
 
@@ -124,3 +124,10 @@ def test_probability_is_the_softmax_without_the_margin():
                 for row, y in zip(cosine.tolist(), labels.tolist(), strict=True)]
     torch.testing.assert_close(head.probability(embeddings, labels), torch.tensor(expected, dtype=torch.float64))
     assert not head.probability(embeddings, labels).requires_grad
+
+
+def test_heads_are_a_plain_dict_made_alike():
+    assert type(HEADS) is dict and HEADS == {"cosface": CosFace, "arcface": ArcFace, "adaface": AdaFace}
+    for make in HEADS.values():
+        head = make(EMBEDDING, CLASSES, s=8.0, m=0.2)  # as train_fr.py makes it
+        assert (head.s, head.m, head.weight.shape) == (8.0, 0.2, (CLASSES, EMBEDDING))

@@ -1,4 +1,5 @@
 """Every published container: what it holds is loaded, and what is wrong with it is said in one line."""
+import hashlib
 import os
 import pickle
 import shutil
@@ -13,13 +14,19 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from models import random_weights
+from models import context_files, random_weights
 from models.backbones import MobileFaceNet
-from models.published import load_backbone, load_contexts, load_diffusion, load_first_stage, schedule_tables
+from models.published import (
+    backbone_digest,
+    load_backbone,
+    load_contexts,
+    load_diffusion,
+    load_first_stage,
+    require_gradients,
+)
 from models.random_weights import DECODER_FILE, ENCODER_FILE
-from tests.models.test_autoencoder import SHAPES
-from utils.diffusion.solvers import linear_betas, sample
-from utils.identities import contexts as context_files
+from models.schedule import linear_betas
+from utils.diffusion.solvers import sample
 from utils.runtime.errors import UserError
 
 CONFIG = Path(".hydra") / "config.yaml"
@@ -40,7 +47,7 @@ def folder(original, tmp_path) -> Path:
 
 
 def fault(load, *arguments, **options) -> str:
-    """The error's message, which is one line and, after what is wrong, names a mend."""
+    """The error's message, which is one line and, after what is wrong, names the fix."""
     with pytest.raises(UserError) as error:
         load(*arguments, **options)
     message = str(error.value)
@@ -85,12 +92,6 @@ def test_diffusion_folder(original):
     for name, tensor in unet.state_dict().items():
         assert torch.equal(tensor, checkpoint[f"eps_model.{name}"])
     assert not unet.training
-
-
-def test_schedule_tables_are_the_published_ones():
-    published = {name: shape for name, shape in SHAPES["idiff_face_ema_averaged_model.ckpt"].items()
-                 if not name.startswith("eps_model.")}
-    assert {name: list(table.shape) for name, table in schedule_tables(linear_betas()).items()} == published
 
 
 def test_tables_computed_in_float32_are_accepted(folder):
@@ -140,9 +141,9 @@ def test_interpolations(folder):
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    ({"constants__image_size": "${dataset.size}"}, "constants.image_size: '${dataset.size}' cannot be resolved"),
+    ({"constants__image_size": "${dataset.size}"}, "constants.image_size: cannot be resolved (Interpolation key 'dataset.size'"),
     ({"constants__image_size": "${oc.env:SIZE}"}, "'${oc.env:SIZE}' cannot be resolved"),
-    ({"constants__image_size": "${a}", "a": "${b}", "b": "${a}"}, "'${a}' refers to itself"),
+    ({"constants__image_size": "${a}", "a": "${b}", "b": "${a}"}, "cannot be resolved (Recursive interpolation detected)"),
     ({"constants": {}}, "constants.image_size: is missing"),
     ({"constants__image_size": -1}, "constants.image_size: -1"),
     ({"latent_diffusion": False}, "latent_diffusion"),
@@ -150,6 +151,8 @@ def test_interpolations(folder):
     ({"model__condition_type": "AdaGN"}, "model.condition_type: 'AdaGN'"),
     ({"model__n_context_classes": 10}, "model.n_context_classes: 10"),
     ({"model__width": 10}, "'width'"),
+    ({"model": [1]}, "model: [1] describes no network"),
+    ({"diffusion__prediction": "x_0"}, "diffusion.prediction: 'x_0' is not supported"),
     ({"diffusion__T": 500}, "disagree: 'betas' is of shape [1000], not [500]"),
     ({"model__initial_channels": 64}, "disagree: 'eps_model.image_proj.weight' is of shape"),
     ({"model__n_blocks_per_resolution": 2}, "disagree: 'eps_model.down.1.res.norm1.weight' is missing"),
@@ -306,16 +309,33 @@ class FirstColumns:
     Mat = staticmethod(np.array)
 
 
-def test_an_ncnn_recogniser_sees_faces_on_its_own_template(tmp_path, monkeypatch):
+@pytest.fixture
+def ncnn_file(tmp_path, monkeypatch) -> Path:
     monkeypatch.setitem(sys.modules, "ncnn", FirstColumns)
-    (tmp_path / "net.param").touch()
-    (tmp_path / "net.bin").touch()
-    backbone = load_backbone(tmp_path / "net.param")
+    (tmp_path / "net.param").write_text("7767517")
+    (tmp_path / "net.bin").write_bytes(b"weights")
+    return tmp_path / "net.param"
+
+
+def test_an_ncnn_recogniser_is_shown_what_it_was_made_for(ncnn_file):
+    backbone = load_backbone(ncnn_file)
     faces = torch.rand(2, 3, 112, 112) * 2 - 1
     torch.testing.assert_close(backbone(faces), faces[:, 0, 0, :16] * 127.5 / 128)
-    shifted = backbone(faces, "arcface_shifted")  # whose faces lie 8 px further left
-    torch.testing.assert_close(shifted[:, 8:], faces[:, 0, 0, :8] * 127.5 / 128)
-    torch.testing.assert_close(shifted[:, :8], faces[:, 0, 0, :1].expand(2, 8) * 127.5 / 128)
+    assert backbone.on_arcface  # whoever embeds shifted faces moves them back for it
+
+
+def test_training_is_refused_a_recogniser_without_gradients(ncnn_file):
+    message = fault(require_gradients, load_backbone(ncnn_file), ncnn_file)
+    assert message.startswith(f"{ncnn_file}: ") and "set contexts.recogniser" in message
+    network = MobileFaceNet()
+    assert require_gradients(network, "net.pth") is network
+
+
+def test_the_digest_of_a_recogniser_is_that_of_all_its_files(ncnn_file, tmp_path):
+    torch.save(MobileFaceNet().state_dict(), tmp_path / "backbone.pth")
+    assert backbone_digest(tmp_path / "backbone.pth") == hashlib.sha256((tmp_path / "backbone.pth").read_bytes()).hexdigest()
+    parts = [hashlib.sha256(content).hexdigest() for content in (b"7767517", b"weights")]
+    assert backbone_digest(ncnn_file) == hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 # ---- contexts --------------------------------------------------------------------------------------------------------
@@ -360,7 +380,7 @@ def test_plain_arrays_are_normalised(tmp_path):
 
 
 def test_our_own_contexts_come_back_bit_for_bit(tmp_path):
-    contexts = context_files.uniform(5, 512, seed=0)
+    contexts = context_files.normalise(vectors(5))
     context_files.write(tmp_path / "ours.npz", list("abcde"), contexts)
     ids, again = load_contexts(tmp_path / "ours.npz")
     assert ids == list("abcde") and np.array_equal(again, contexts)
@@ -414,12 +434,3 @@ def test_random_weights_make_finite_pictures_with_contrast(original):
     assert 0.3 < pictures[0].std() < 1.5
     assert (pictures[0] - pictures[1]).abs().mean() > 1e-3  # the same noise, another identity
     assert (pictures[0][0] - pictures[0][1]).abs().mean() > 0.1  # the same identity, other noise
-
-
-def test_full_random_weights_have_the_published_sizes():
-    with torch.device("meta"):
-        unet, autoencoder = random_weights.networks("full")
-    encoder, decoder = random_weights.to_published(autoencoder)
-    ema = {f"eps_model.{name}": tensor for name, tensor in unet.state_dict().items()} | schedule_tables(linear_betas())
-    for file, state in (("idiff_face_ema_averaged_model.ckpt", ema), (ENCODER_FILE, encoder), (DECODER_FILE, decoder)):
-        assert {name: list(tensor.shape) for name, tensor in state.items()} == SHAPES[file]

@@ -5,8 +5,9 @@ from torchvision.transforms import InterpolationMode, RandAugment, v2
 from torchvision.transforms.autoaugment import _apply_op
 
 from utils.recognition import augmentation
-from utils.recognition.augmentation import OPERATIONS, augment, draw
+from utils.recognition.augmentation import augment, draw
 
+OPERATIONS = tuple(augmentation.OPERATIONS)
 SIGNED = ("ShearX", "TranslateX", "Rotate", "Brightness", "Color", "Contrast", "Sharpness")
 
 

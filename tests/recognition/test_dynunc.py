@@ -2,7 +2,8 @@
 import numpy as np
 import pytest
 
-from utils.recognition.dynunc import dynamic_uncertainty, keep_list
+from utils.recognition import dynunc
+from utils.recognition.dynunc import dynamic_uncertainty, keep_list, open_probabilities, write_dynunc
 from utils.runtime.errors import UserError
 
 # Four epochs, windows of three. The standard deviations (ddof 1) of the two windows, by hand:
@@ -79,3 +80,36 @@ def test_a_fraction_out_of_range_is_refused(fraction):
 def test_scores_that_are_not_finite_are_refused():
     with pytest.raises(UserError, match="finite"):
         keep_list(np.array([0.1, np.nan]), 0.5)
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+def test_a_longer_training_s_probabilities_keep_the_rows_of_the_shorter(tmp_path):
+    file = tmp_path / "p.npy"
+    p = open_probabilities(file, 2, 5)
+    assert p.shape == (2, 5) and p.dtype == np.float32 and np.isnan(p).all()
+    p[0] = np.arange(5)
+    p.flush()
+    grown = open_probabilities(file, 4, 5)
+    np.testing.assert_array_equal(grown[0], np.arange(5))
+    assert grown.shape == (4, 5) and np.isnan(grown[1:]).all()
+    assert open_probabilities(file, 3, 5).shape == (4, 5)  # a shorter one loses nothing
+
+
+def test_scores_and_keep_lists_are_written_by_path(tmp_path, monkeypatch):
+    monkeypatch.setattr(dynunc, "WINDOW", 3)
+    monkeypatch.setattr(dynunc, "KEEP_FRACTIONS", (0.75, 0.5))
+    paths = np.array(["a/0.png", "a/1.png", "b/0.png", "Zoë/0.png"])
+    files = write_dynunc(tmp_path, TABLE, paths)
+    assert [file.name for file in files] == ["keep_0.75.txt", "keep_0.5.txt"]
+    assert files[0].read_text() == "a/0.png\na/1.png\nb/0.png\n" and files[1].read_text() == "a/0.png\nb/0.png\n"
+    with np.load(tmp_path / "dynunc_scores.npz") as saved:
+        np.testing.assert_allclose(saved["scores"], BY_HAND, atol=1e-12)
+        assert saved["paths"].tolist() == paths.tolist()
+
+
+def test_a_training_shorter_than_the_window_is_one_window(tmp_path):
+    assert len(TABLE) < dynunc.WINDOW == 10 and dynunc.KEEP_FRACTIONS == (0.9, 0.75, 0.5)
+    write_dynunc(tmp_path, TABLE, np.array(["a", "b", "c", "d"]))
+    with np.load(tmp_path / "dynunc_scores.npz") as saved:
+        np.testing.assert_allclose(saved["scores"], TABLE.std(axis=0, ddof=1), atol=1e-12)

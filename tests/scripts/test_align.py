@@ -14,8 +14,8 @@ from PIL import Image
 
 import align
 from tests.drawn_face import draw_face, landmarks_at
-from utils.faces.folders import read_image
-from utils.faces.template import ARCFACE, TEMPLATES, read_kept, similarity_transform
+from utils.faces.aligned import read_aligned, read_kept
+from utils.faces.template import ARCFACE, TEMPLATES, similarity_transform
 from utils.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +68,7 @@ def faces(aligned: Path) -> dict[str, bytes]:
 def test_faces_lie_on_the_template(run, images, template):
     aligned, _ = run(f"align.template={template}")
     for size, k in ((250, 0), (64, 1), (128, 2)):
-        face = read_image(aligned / "Ann" / f"{k}.png").astype(float)
+        face = read_aligned(aligned / "Ann" / f"{k}.png").astype(float)
         assert face.shape == (112, 112, 3)
         shape = similarity_transform(landmarks_at(size), ARCFACE)
         eyes = landmarks_at(size)[:2] @ shape[:, :2].T + shape[:, 2] + (TEMPLATES[template] - ARCFACE)[:2]
@@ -137,15 +137,17 @@ def test_a_run_without_samples_says_what_is_missing(monkeypatch, tmp_path):
         align.main()
 
 
-def test_killed_and_continued_and_split_in_processes_the_faces_are_the_same(run, images):
+@pytest.mark.slow
+def test_killed_and_continued_and_split_in_processes_the_faces_are_the_same(run, images, monkeypatch):
     for k in range(40):
         save(images / "Di" / f"{k:02}.png", draw_face(230 + k))
-    aligned, _ = run("align.batch_size=4")
+    monkeypatch.setattr(align, "BATCH", 4)
+    aligned, _ = run()
     reference, reasons = faces(aligned), failures(aligned)
     assert len(reference) == 46
 
-    command = [sys.executable, "align.py", "device=cpu", f"paths.output={images.parent / 'out'}", "paths.run=killed",
-               f"align.images={images}", "align.batch_size=4", "align.processes=2", "align.keep_images=2"]
+    command = [sys.executable, "-c", "import align; align.BATCH = 4; align.main()", "device=cpu", "paths.run=killed",
+               f"paths.output={images.parent / 'out'}", f"align.images={images}", "align.processes=2", "align.keep_images=2"]
     killed = images.parent / "out" / "killed" / "aligned"
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120

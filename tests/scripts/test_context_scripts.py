@@ -59,26 +59,41 @@ def test_stages_1_and_2_write_their_artifacts_and_run_again_without_a_change(run
     assert record["config"]["contexts"]["number"] == 20 and "numpy" in record["versions"]
     assert record["digest"] == identity_contexts.digest(ids, contexts)
 
-    for strategy in ("far", "rand", "null"):
+    for strategy in ("far", "rand", "null", "antipode"):
         assert run(STAGE_2, f"negatives.strategy={strategy}", "negatives.pool=7", "negatives.seed=3")[0] == 0
-        index, similarity = negatives.read(folder / f"{name}.negatives-{strategy}.npz", record["digest"], ids,
-                                           negatives.chosen_by(strategy, pool=7, seed=3))
-        expected = negatives.select(contexts, strategy, seed=3, pool=7)
-        assert np.array_equal(index, expected[0]) and np.array_equal(similarity, expected[1], equal_nan=True)
+        file = folder / f"{name}.negatives-{strategy}-pool7-seed3.npz"
+        vectors, index, similarity = negatives.select(contexts, strategy, seed=3, pool=7)
+        assert np.array_equal(negatives.read(file, ids, 8, record["digest"]), vectors)
+        with np.load(file) as arrays:
+            assert np.array_equal(arrays["index"], index) and arrays["ids"].tolist() == ids
+            assert np.array_equal(arrays["similarity"], similarity, equal_nan=True)
+        assert json.loads(file.with_suffix(".json").read_text())["decides"] == {
+            "negatives.strategy": strategy, "negatives.pool": 7, "negatives.seed": 3, "contexts": record["digest"]}
 
     before = snapshot(folder)
     assert "exists" in run(STAGE_1)[1]
     assert "exists" in run(STAGE_2, "negatives.strategy=rand", "negatives.pool=7", "negatives.seed=3")[1]
     assert snapshot(folder) == before
 
-    refused(run(STAGE_2, "negatives.strategy=rand", "negatives.pool=7", "negatives.seed=4"), "negatives-rand.npz",
-            "seed = 3, now it is 4", "delete the file")
-    assert snapshot(folder) == before
+    assert run(STAGE_2, "negatives.strategy=rand", "negatives.pool=7", "negatives.seed=4")[0] == 0  # beside the other
+    after = snapshot(folder)
+    assert after.keys() - before.keys() == {f"{name}.negatives-rand-pool7-seed4.{suffix}" for suffix in ("npz", "json")}
+    assert after.items() >= before.items()
+
+
+def test_negatives_of_one_name_made_with_other_settings_are_refused(run, tmp_path):
+    assert run(STAGE_1)[0] == 0 and run(STAGE_2, "negatives.seed=3")[0] == 0
+    for suffix in ("npz", "json"):
+        file = tmp_path / "contexts" / f"uniform-20x8-seed0.negatives-far-seed3.{suffix}"
+        file.rename(file.with_name(file.name.replace("seed3", "seed4")))
+    refused(run(STAGE_2, "negatives.seed=4"), "uniform-20x8-seed0.negatives-far-seed4.npz: was made with negatives.seed = 3, "
+            "now it is 4; set contexts.name to another name, or delete that file")
 
 
 def test_contexts_of_one_name_made_with_other_settings_are_refused(run, tmp_path):
     assert run(STAGE_1, "contexts.name=mine")[0] == 0
-    refused(run(STAGE_1, "contexts.name=mine", "contexts.seed=5"), "mine.npz: was made with seed = 0, now it is 5")
+    refused(run(STAGE_1, "contexts.name=mine", "contexts.seed=5"), "mine.npz: was made with contexts.seed = 0, now it is 5; "
+            "set contexts.name to another name, or delete that file")
     assert run(STAGE_2, "contexts.name=mine")[0] == 0
 
     # The contexts are made anew: the negatives of the old ones must not pass for theirs.
@@ -106,22 +121,27 @@ def test_custom_negatives(run, tmp_path):
     pairs.write_text("identity,negative\n" + "".join(f"{row:06d},{(row + 3) % 20:06d}\n" for row in range(20)))
     settings = ("negatives.strategy=custom", f"negatives.custom_file={pairs}")
     assert run(STAGE_2, *settings)[0] == 0
-    file = tmp_path / "contexts" / "uniform-20x8-seed0.negatives-custom.npz"
+    file = tmp_path / "contexts" / "uniform-20x8-seed0.negatives-custom-pairs.npz"
+    ids, contexts = identity_contexts.read(tmp_path / "contexts" / "uniform-20x8-seed0.npz")
     with np.load(file) as arrays:
         assert np.array_equal(arrays["index"], (np.arange(20) + 3) % 20)
+        np.testing.assert_allclose(arrays["similarity"], [contexts[i] @ contexts[(i + 3) % 20] for i in range(20)], atol=1e-6)
+    found = negatives.read(file, ids, 8, identity_contexts.digest(ids, contexts))
+    assert np.array_equal(found, np.roll(contexts, -3, axis=0))
     pairs.write_text(pairs.read_text().replace("000000,000003", "000000,000004"))
-    refused(run(STAGE_2, *settings), "was made with custom_file = ")
+    refused(run(STAGE_2, *settings), "was made with negatives.custom_file = ")
     pairs.write_text("000000,000000\n")
     refused(run(STAGE_2, *settings), "pairs.csv:1: '000000' is its own negative")
 
 
 def test_contexts_extracted_from_faces_by_a_published_recogniser(run, tmp_path):
     torch = pytest.importorskip("torch")
-    from models.backbones import iresnet18
+    from models.backbones import MobileFaceNet
     from models.published import load_backbone
+    from utils.recognition.embedding import read_unaligned
 
     torch.manual_seed(0)
-    torch.save(iresnet18(num_features=512).state_dict(), tmp_path / "backbone.pth")
+    torch.save(MobileFaceNet(num_features=32).state_dict(), tmp_path / "backbone.pth")
     rng = np.random.default_rng(0)
     for name in ("ann/1.png", "ann/2.png", "bob/1.png"):
         (tmp_path / "faces" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -129,9 +149,9 @@ def test_contexts_extracted_from_faces_by_a_published_recogniser(run, tmp_path):
     code, _, stderr = run(STAGE_1, "contexts.source=extracted", f"contexts.faces={tmp_path / 'faces'}", "device=cpu",
                           f"contexts.recogniser={tmp_path / 'backbone.pth'}", "contexts.per=image")
     assert code == 0, stderr
-    ids, contexts = identity_contexts.read(tmp_path / "contexts" / "extracted-faces-backbone-per-image.npz", 512)
+    ids, contexts = identity_contexts.read(tmp_path / "contexts" / "extracted-faces-backbone-per-image.npz", 32)
     assert ids == ["ann--1", "ann--2", "bob--1"]
-    face = identity_contexts.read_face(tmp_path / "faces" / "bob" / "1.png")
+    face = read_unaligned(tmp_path / "faces" / "bob" / "1.png")
     face = torch.tensor(face).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.inference_mode():
         embedding = load_backbone(tmp_path / "backbone.pth").eval()(face)[0]
@@ -186,6 +206,7 @@ echo "exit $?"; ls -A "$1/contexts"
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mounts a small disk, which takes Linux")
 def test_on_a_disk_that_is_full_the_script_says_so_and_continues_when_there_is_space(tmp_path):
     result = subprocess.run(["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", FULL_DISK, "sh",

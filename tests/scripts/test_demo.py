@@ -1,4 +1,5 @@
 """The embedded miniature: contexts drawn like real ones, faces of the right size, identities that a negative sets apart."""
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,13 @@ from facenet_pytorch import MTCNN
 from config.config import Config
 from experiments import demo
 from models.published import load_backbone, load_diffusion, load_first_stage
-from utils.diffusion.latent_diffusion import draw, to_uint8
+from utils.diffusion.guidance import guided, unguided
+from utils.diffusion.latent_diffusion import LatentDiffusion, to_uint8
 from utils.diffusion.noise import gaussian
-from utils.diffusion.solvers import linear_betas
 from utils.evaluation import scores
 from utils.identities import contexts, negatives
-from utils.recognition.recogniser_training import faces as training_faces
 from utils.runtime.files import read_npz
+from utils.training.faces import MARGIN, of_canvas
 
 DEMO = Path(__file__).parents[2] / "models" / "demo"
 IDENTITIES, IMAGES, STEPS = 8, 4, Config().sampling.steps
@@ -27,38 +28,37 @@ def drawn() -> dict[str, torch.Tensor]:
     """Images [32, 3, 64, 64] in [-1, 1] of eight drawn identities, w = 0 and Far-Neg at 0.5, from the same noise."""
     unet, settings = load_diffusion(DEMO)
     first_stage = load_first_stage(DEMO / "first_stage_encoder.safetensors", DEMO / "first_stage_decoder.safetensors")
+    model = LatentDiffusion(unet, first_stage, settings["betas"], settings["latent_shape"], settings["prediction"],
+                            torch.device("cpu"), bf16=False)
     c = contexts.gaussian(IDENTITIES, **read_npz(DEMO / "context_statistics.npz", ("mean", "covariance")), seed=0)
-    far, _ = negatives.select(c, "far")
+    far, _, _ = negatives.select(c, "far")
     numbers = np.tile(np.arange(IMAGES), IDENTITIES).tolist()
-
-    @torch.no_grad()
-    def images(w: float) -> torch.Tensor:
-        x_0 = draw(unet, torch.from_numpy(c[LABELS]), torch.from_numpy(c[far[LABELS]]) if w else None, lambda t: w,
-                   lambda t: gaussian(42, LABELS.tolist(), numbers, t, settings["latent_shape"]), "dpm++", STEPS,
-                   linear_betas(), prediction=settings["prediction"])
-        return first_stage.decode(x_0).clamp(-1, 1)
-
-    return {"w0": images(0), "far": images(0.5)}
+    noise = partial(gaussian, 42, LABELS.tolist(), numbers, shape=model.latent_shape)
+    return {name: model.images(torch.from_numpy(c[LABELS]), torch.from_numpy(far[LABELS]), noise, guide, "dpm++", STEPS)
+            for name, guide in (("w0", unguided), ("far", guided("negative", 0.5)))}
 
 
+@pytest.mark.slow
 def test_a_negative_context_sets_identities_apart(drawn):
     recogniser = load_backbone(Config().scores.recogniser)
     with torch.no_grad():
         fdr = {name: scores.metrics(scores.score_distributions(
-            recogniser(training_faces.of_canvas(images, Config().training.margin), "arcface").numpy(), LABELS,
+            recogniser(of_canvas(images, MARGIN)).numpy(), LABELS,
             torch.device("cpu")))["fdr"] for name, images in drawn.items()}
     assert fdr["w0"] > 1 and fdr["far"] > 1.5 * fdr["w0"]
 
 
+@pytest.mark.slow
 def test_faces_are_found(drawn):
     images = torch.nn.functional.interpolate(drawn["far"], scale_factor=2, mode="bilinear")
     boxes, probabilities = MTCNN(min_face_size=30).detect(to_uint8(images).numpy())
     assert sum(box is not None for box in boxes) >= 31
 
 
+@pytest.mark.slow
 def test_make_demo_runs_every_stage(tmp_path, monkeypatch):
     small = ("sampling.identities=8", "sampling.images_per_identity=3", "sampling.steps=6", "fr.backbone=mobilefacenet",
-             "fr.images_per_identity=3", "fr.batch_size=8", "fr.epochs=1", "scores.bootstrap=0",
+             "fr.images_per_identity=3", "fr.batch_size=8", "fr.epochs=1",
              "sampling.precision=fp32")  # the same faces on every kind of processor
     monkeypatch.setattr("sys.argv", ["demo", f"paths.output={tmp_path}", "device=cpu", *small])
     demo.main()

@@ -1,8 +1,9 @@
 import numpy as np
 
 from experiments import memorisation
+from models.published import backbone_digest
 from utils.identities.contexts import normalise
-from utils.runtime import files as runs
+from utils.runtime.files import file_digest
 
 
 def test_the_nearest_training_face_is_found_in_blocks(monkeypatch):
@@ -19,7 +20,7 @@ def test_other_weights_beside_an_ncnn_network_are_another_recogniser(tmp_path):
     param, weights = tmp_path / "net.param", tmp_path / "net.bin"
     param.write_text("layers")
     weights.write_bytes(b"1")
-    first = runs.recogniser_digest(param)
+    first = backbone_digest(param)
     weights.write_bytes(b"2")
-    assert runs.recogniser_digest(param) != first
-    assert runs.recogniser_digest(weights) == runs.file_digest(weights)
+    assert backbone_digest(param) != first
+    assert backbone_digest(weights) == file_digest(weights)

@@ -10,7 +10,7 @@ from models.schedule import alpha_bars
 from models.unet import ConditionalUNet
 from utils.diffusion import solvers
 
-CACHED_TOKENS = 4  # of so many sets of contexts
+CACHED_TOKENS = 4  # sets of contexts whose tokens are kept
 
 
 class LatentDiffusion:

@@ -102,7 +102,7 @@ def sample(denoise: Denoise, x_T: torch.Tensor, solver: str, steps: int, noise: 
 
 
 def check_published(solver: str, steps: int, T: int = 1000) -> None:
-    """Raises UserError where the published code has no such solver, or does not run it in so many steps."""
+    """Raises UserError where the published code has no such solver, or does not run it in that many steps."""
     if solver not in PUBLISHED:
         raise UserError(f"sampling.as_published: true is impossible with sampling.solver={solver}, which the published code "
                         f"does not have; set sampling.as_published=false, or sampling.solver to {' or '.join(PUBLISHED)}")

@@ -40,7 +40,7 @@ def merge_failures(aligned: Path) -> dict[tuple[str, str], str]:
 
 
 def keep(faces: Mapping[str, Sequence[Path]], identities: int, images: int) -> dict[str, list[Path]]:
-    """The first `images` faces of each of the first `identities` identities that have so many; 0: all of them."""
+    """The first `images` faces of each of the first `identities` identities that have that many; 0: all of them."""
     return select({name: files for name, files in faces.items() if len(files) >= max(images, 1)}, identities, images)
 
 

@@ -26,13 +26,6 @@ BOX_MARGIN = 0.25
 # What the detector looks at: see Canvas.
 CANVAS_SIDE = 256  # px
 CANVAS_PADDING = 48  # px
-ONET_SIZE = 48  # px
-LOOKS = ((0, 0, 0.95), (-0.04, -0.04, 1.0), (0.04, 0.04, 1.0), (0.04, -0.04, 1.1), (-0.04, 0.04, 1.1))  # see `view`
-# MTCNN cuts its squares to whole pixels, which shifts its landmarks by so much to the right and down, in px of the
-# canvas (measured on LFW by mirroring and by turning images by 15 degrees). Recognisers learnt from faces aligned by
-# MTCNN's landmarks as they are, so the shift stays.
-MTCNN_SHIFT = 1.2
-MIRRORED = (1, 0, 2, 4, 3)  # a mirror image's landmarks in the order of the image's own
 SMALLEST_SIDE = 16  # px; nothing smaller can show a face, and thin strips would be enlarged without end
 
 
@@ -72,10 +65,7 @@ class Canvas:
 
 
 class FaceDetector:
-    """MTCNN (Zhang et al. 2016) of facenet-pytorch, with its own thresholds, and its landmarks located once more.
-
-    One look of MTCNN's last stage, the O-Net, leaves each landmark uncertain by about a pixel. It therefore looks again,
-    at slightly different squares around the box that was found and at their mirror images, and the mean is taken.
+    """MTCNN (Zhang et al. 2016) of facenet-pytorch, with its own thresholds.
 
     Args:
         minimum_face: the smallest face to look for, as a part of the image's shorter side; in (0, 1).
@@ -103,40 +93,7 @@ class FaceDetector:
                     corners = canvas.to_image(np.asarray(boxes_of_image, dtype=np.float64).reshape(-1, 2, 2))
                     landmarks = canvas.to_image(np.asarray(points_of_image, dtype=np.float64))
                     faces[index] = [Face(*face) for face in zip(corners, landmarks, strict=True)]
-        return self._located_again(images, faces)
-
-    @torch.inference_mode()
-    def _located_again(self, images: Sequence[np.ndarray], faces: list[list[Face]]) -> list[list[Face]]:
-        looks = [(image, view(face.box, *look)) for image, found in zip(images, faces, strict=True)
-                 for face in found for look in LOOKS]
-        if not looks:
-            return faces
-        crops = torch.from_numpy(np.stack([crop_square(image, *square) for image, square in looks]))
-        crops = (crops.to(self.mtcnn.device).permute(0, 3, 1, 2).float() - 127.5) / 128
-        # The O-Net gives five x, then five y, as parts of its square.
-        straight, mirrored = (self.mtcnn.onet(x)[1].view(-1, 2, 5).mT.cpu().double().numpy()
-                              for x in (crops, crops.flip(3)))
-        parts = (straight + ((1, 0) + mirrored * (-1, 1))[:, MIRRORED]) / 2
-        points = [corner + side * part for (_, (corner, side)), part in zip(looks, parts, strict=True)]
-        means = iter(np.array(points).reshape(-1, len(LOOKS), 5, 2).mean(axis=1))
-        return [[Face(face.box, next(means) + MTCNN_SHIFT / Canvas(*image.shape[:2]).scale) for face in found]
-                for image, found in zip(images, faces, strict=True)]
-
-
-def view(box: np.ndarray, x: float, y: float, size: float) -> tuple[np.ndarray, float]:
-    """The square around a box, moved by parts of its side and resized: its upper left corner (x, y) and side, px."""
-    side = (box[1] - box[0]).max()
-    return box.mean(axis=0) + side * (np.array((x, y)) - size / 2), side * size
-
-
-def crop_square(image: np.ndarray, corner: np.ndarray, side: float) -> np.ndarray:
-    """A square of an image, not rounded to whole pixels, as the O-Net sees it: [48, 48, 3] uint8 RGB."""
-    shrink = max(1, round(side / ONET_SIZE))
-    step = side / (ONET_SIZE * shrink)
-    x, y = corner + step / 2
-    square = cv2.warpAffine(image, np.array([(step, 0, x), (0, step, y)]), (ONET_SIZE * shrink, ONET_SIZE * shrink),
-                            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE)
-    return cv2.resize(square, (ONET_SIZE, ONET_SIZE), interpolation=cv2.INTER_AREA)
+        return faces
 
 
 def choose_landmarks(faces: Sequence[Face], height: int, width: int) -> np.ndarray:
@@ -235,7 +192,7 @@ def in_processes(work: FaceBatches, processes: int, device: torch.device) -> Dat
     """The items of `work` in order, made by worker processes; by this one where one is enough.
 
     Args:
-        processes: 0: one a core (a GPU: GPU_PROCESSES at most).
+        processes: 0: one per core (a GPU: GPU_PROCESSES at most).
     """
     if processes == 0:
         cores = torch.get_num_threads()  # those of this rank: torchrun shares them out

@@ -1,4 +1,4 @@
-"""Which identities are held out of a training."""
+"""Which identities are held out of a training run."""
 import numpy as np
 
 from utils.runtime.errors import UserError
@@ -10,7 +10,7 @@ def held_out(eligible: np.ndarray, identities: int, part: int, most: int) -> np.
     Args:
         eligible: [E] numbers of the identities that may be held out.
         identities: how many there are in all.
-        part: one in so many is held out, at least 2 and at most `most`.
+        part: one in `part` is held out, at least 2 and at most `most`.
     Raises:
         UserError: fewer than two identities would be held out, or left to train on.
     """

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from utils.faces.aligned import read_aligned
 from utils.faces.template import SIZE
 from utils.runtime.errors import UserError
-from utils.runtime.files import atomic_write, read_npz, write_npz
+from utils.runtime.files import atomic_write, read_npz, require_file, write_npz
 from utils.runtime.records import Record, State
 
 READERS = 8  # threads that decode images; decoding releases the interpreter
@@ -68,11 +68,11 @@ def load_packed(file: Path) -> PackedFaces:
     """Raises UserError where the array or its index is absent, damaged, or the two do not belong together."""
     fix = "delete both; train_fr.py packs the faces again"
     index_file = file.with_suffix(".index.npz")
-    index = read_npz(index_file, ["labels", "identities", "paths"])
+    index = read_npz(require_file(index_file, "the index of packed faces", fix), ["labels", "identities", "paths"])
     labels, identities = index["labels"], index["identities"]
     try:
         images = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{file}: is not a readable array ({error}); {fix}") from None
     if images.shape != (len(labels), SIZE, SIZE, 3) or images.dtype != np.uint8:
         raise UserError(f"{file}: holds {images.dtype} {images.shape}, not uint8 of {len(labels)} faces; {fix}")

@@ -59,9 +59,9 @@ def embed(backbone: torch.nn.Module, faces: Sequence, device: torch.device, temp
         for start in range(0, len(faces), batch_size):
             images, waiting = [future.result() for future in waiting], load(start + batch_size)
             batch = torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2)
-            batch = normalise(batch).contiguous(memory_format=torch.channels_last)
-            sides = [batch, batch.flip(3)] if mirror else [batch]
-            rows = torch.cat([backbone(moved_right(side, shift)) for side in sides], dim=1).float().cpu().numpy()
+            batch = moved_right(normalise(batch).contiguous(memory_format=torch.channels_last), shift)
+            sides = [batch, batch.flip(3)] if mirror else [batch]  # moved before: a mirrored face would have to go left
+            rows = torch.cat([backbone(side) for side in sides], dim=1).float().cpu().numpy()
             if embeddings is None:
                 embeddings = np.empty((len(faces), rows.shape[1]), dtype=np.float32)
             embeddings[start : start + len(rows)] = rows

@@ -1,17 +1,17 @@
-"""How every script fails: one line that names the file or setting, what is wrong and the mend; exit code 2."""
+"""How every script fails: one line that names the file or setting, what is wrong and the fix; exit code 2."""
 import errno
 import sys
 from collections.abc import Callable
 
 
 class UserError(Exception):
-    """Something the user can mend. Its message is one line: `<file or setting>: <what is wrong>; <the mend>`."""
+    """Something the user can fix. Its message is one line: `<file or setting>: <what is wrong>; <the fix>`."""
 
 
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main()`: a UserError or a full disk ends in one line on stderr and exit code 2.
 
-    Anything else is a bug of ours and keeps its traceback.
+    Anything else is a bug and keeps its traceback.
     """
     try:
         main()

@@ -105,14 +105,14 @@ def require_file(path: Path | str, setting: str, fix: str) -> Path:
 
 
 def read_names(path: Path | str, setting: str, known: Iterable[str]) -> set[str]:
-    """Those of the `known` names that a list has, one a line; UTF-8 with or without a byte order mark.
+    """Those of the `known` names that a list has, one per line; UTF-8 with or without a byte order mark.
 
     Names are compared in Unicode's normal form C: file systems and editors write one name in two ways.
 
     Raises:
         UserError: there is no such file, it is not UTF-8, or a line is none of the known names.
     """
-    path = require_file(path, setting, "give a list with one name a line")
+    path = require_file(path, setting, "give a list with one name per line")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

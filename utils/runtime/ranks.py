@@ -12,6 +12,7 @@ import torch.distributed as dist
 from utils.runtime.errors import UserError
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable)
 # How long ranks wait for one another: rank 0 may prepare the faces of a large training set alone.
 PATIENCE = timedelta(days=7)
 
@@ -112,9 +113,9 @@ def use_bf16(precision: str, device: torch.device) -> bool:
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
-def compiled(function: Callable, device: torch.device, setting: str) -> Callable:
-    """torch.compile(function). Raises UserError, naming `setting`, on a CPU without the C++ compiler that it needs."""
+def compiled(function: F, device: torch.device) -> F:
+    """torch.compile(function); on a CPU without the C++ compiler that it needs, the function itself."""
     names = (os.environ.get("CXX"), "g++", "clang++")
     if device.type == "cpu" and not any(name and shutil.which(name) for name in names):
-        raise UserError(f"{setting}: there is no C++ compiler; install g++, or set {setting}=false")
+        return function
     return torch.compile(function)

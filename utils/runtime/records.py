@@ -1,7 +1,7 @@
 """Is this already made? A JSON record beside every target says what decided it."""
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib.metadata import version
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.runtime.errors import UserError
-from utils.runtime.files import read_json, write_json
+from utils.runtime.files import read_json, require_file, write_json
 
 FORMAT = 2  # of records; those of format 1 called settings by their last name alone
 PACKAGES = ("torch", "torchvision", "diffusers", "numpy", "opencv-python-headless")  # their versions can change a result
@@ -112,6 +112,22 @@ def first_difference(decides: Mapping[str, Any], record: Mapping[str, Any]) -> t
         if decides.get(name) != earlier.get(name):
             return name, earlier.get(name), decides.get(name)
     return None
+
+
+def decided(file: Path, names: Sequence[str], fix: str) -> dict[str, Any]:
+    """What decided the target of an earlier stage, by its record.
+
+    Args:
+        names: what the record must say.
+    Raises:
+        UserError: there is no such record, it is damaged, or it does not say all of this.
+    """
+    record = read_json(require_file(file, "the record of an earlier stage", fix))
+    decides = record.get("decides") if isinstance(record, dict) else None
+    for name in names:
+        if not isinstance(decides, dict) or name not in decides:
+            raise UserError(f"{file}: does not say what {name} was; {fix}")
+    return decides
 
 
 def versions() -> dict[str, str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from utils.diffusion.latent_diffusion import eps_of_v
 from utils.training.loop import Draws
 
-# Name -> its numbers, which go into a training's record.
+# Name -> its numbers, which go into a run's record.
 EXTRAS: dict[str, dict[str, float]] = {
     "v": {},  # the network predicts v rather than eps (arXiv 2202.00512)
     "adamw": {"weight_decay": 0.01},  # AdamW, its rate flat, then a cosine; instead of Adam with warm restarts
@@ -21,8 +21,8 @@ EXTRAS: dict[str, dict[str, float]] = {
     "null_contexts": {"part": 0.1},  # of the contexts, replaced by the zero vector
 }
 # The recogniser judges what the network draws by itself, as in sampling: predictions from noisy training images already
-# show who it is, and the context would be of little use. A part of a batch, so many steps of DDIM, down to a timestep at
-# which much is still open.
+# show who it is, and the context would be of little use. A part of a batch, a few steps of DDIM, down to a timestep at
+# which much is still undecided.
 JUDGED_PART, JUDGED_STEPS, JUDGED_T = 0.125, 4, (200, 700)
 
 

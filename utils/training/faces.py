@@ -39,7 +39,7 @@ from utils.runtime.records import Record, State
 MARGIN = 12  # px of 112: what crops show around the recognisers' canvas
 HELD_OUT_PART, MOST_HELD_OUT = 25, 200
 SAVE_SECONDS = 60  # between two writings of the landmarks found so far
-BATCH = 16  # images detected together: a worker holds so many of them, at full size
+BATCH = 16  # images detected together: a worker holds that many of them at full size
 READERS = 8  # threads that read and cut images
 AHEAD = 256  # images read ahead of the writing
 

@@ -1,4 +1,5 @@
 """The one training loop: budget, learning rate, clipping, averaging over ranks, finite check, log, checkpoint."""
+import errno
 import math
 import pickle
 import re
@@ -20,17 +21,17 @@ from utils.runtime.errors import UserError
 from utils.runtime.files import write_csv, write_torch
 from utils.runtime.ranks import Ranks
 
-CHECK_STEPS = 20  # the loss is fetched from the device, shown and checked once in so many steps
+CHECK_STEPS = 20  # the loss is fetched from the device, shown and checked once per this many steps
 SAVE_SECONDS = 300  # the state is saved after each validation, and this long after the last time
 ROWS = 100  # of the log
-WARM_UP, FLAT = 0.02, 0.6  # parts of a training: the learning rate rises from zero, stays, and falls along a cosine
-PROGRESS = ("step", "seconds", "best", "best_step", "waited", "log", "notes")  # attributes of a training that are saved
+WARM_UP, FLAT = 0.02, 0.6  # parts of a training run: the learning rate rises from zero, stays, and falls along a cosine
+PROGRESS = ("step", "seconds", "best", "best_step", "waited", "log", "notes")  # attributes of a training run that are saved
 
 
 class Budget:
-    """How much of a training is done: by the clock, or by updates.
+    """How much of a training run is done: by the clock, or by updates.
 
-    By the clock a training ends on time whatever else the machine does; by updates it can be repeated exactly.
+    By the clock a run ends on time whatever else the machine does; by updates it can be repeated exactly.
 
     Args:
         minutes: of computing, over all continuations; 0: by updates.
@@ -57,7 +58,7 @@ class Budget:
 
 @dataclass
 class Training:
-    """A training, and everything of it that is saved and restored.
+    """A training run, and everything of it that is saved and restored.
 
     Args:
         name: for its progress bar.
@@ -67,7 +68,7 @@ class Training:
         parts: what else is saved, by name: whatever has state_dict and load_state_dict.
         clip: the networks whose gradients are clipped, each by its own norm, and the largest norm.
         images: of a step, on all ranks together.
-        seed: of what a step draws (dropout), so that a continued training draws the same.
+        seed: of what a step draws (dropout), so that a continued run draws the same.
         rows: of the log, over the whole training.
         early_stop: stop after that many validations without a better score; 0: never.
         summed: tensors by name in which each rank gathers its share; saved as their sum.
@@ -126,10 +127,13 @@ class Training:
                     tensor.copy_(state["summed"][name])
             for name in PROGRESS:
                 setattr(self, name, progress[name])
-        except (RuntimeError, EOFError, pickle.UnpicklingError, LookupError, ValueError, TypeError, AttributeError) as error:
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, LookupError, ValueError, TypeError,
+                AttributeError) as error:
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which torch raises for a file that was cut
+                raise
             reason = str(error).strip().partition("\n")[0][:100]
             raise UserError(f"{self.state_file}: is damaged, or of an earlier version ({type(error).__name__}: {reason}); "
-                            "delete it, and the training begins anew") from None
+                            "delete it, and the run begins anew") from None
         if self.ranks.is_main:
             self._write_log()
         self.ranks.print(f"continues after step {self.step}, {self.seconds / 60:.1f} minutes")
@@ -278,7 +282,7 @@ def flat_then_cosine(progress: float) -> float:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed what a step draws (dropout), so that a continued training draws the same."""
+    """Seed what a step draws (dropout), so that a continued run draws the same."""
     torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0]))
 
 

@@ -42,7 +42,7 @@ def held_out_scores(model: LatentDiffusion, contexts: np.ndarray, embeddings_of:
 
 
 def plot_curves(log: Sequence[Mapping[str, float | None]], file: Path) -> None:
-    """Loss and FDR over the minutes, from the rows of a training's log."""
+    """Loss and FDR over the minutes, from the rows of a run's log."""
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     for axes, column, title in zip(figure.subplots(1, 2), ("loss", "fdr"), ("loss", "FDR on held-out people, w = 0"),
                                    strict=True):

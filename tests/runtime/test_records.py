@@ -1,0 +1,236 @@
+"""Is this already made? What a record answers, and what it leaves behind when it is killed."""
+import json
+import platform
+from pathlib import Path
+
+import pytest
+
+from utils.runtime import records
+from utils.runtime.errors import UserError
+from utils.runtime.records import Record, State, decided
+
+DECIDES = {"contexts.number": 100, "contexts.seed": 0, "contexts.source": "uniform", "statistics": "ab12",
+           "guidance.interval": (0, 999)}  # a tuple, which comes back from JSON as a list
+
+
+def of_file(folder: Path, **changes) -> Record:
+    """The record of a file that contexts.name names."""
+    return Record(folder / "c.json", DECIDES | changes, "contexts.name", target=folder / "c.npz")
+
+
+def of_folder(folder: Path, may_change: dict | None = None, **changes) -> Record:
+    """The record of a folder that paths.run names."""
+    return Record(folder / "run" / "run.json", DECIDES | changes, "paths.run", may_change=may_change or {})
+
+
+def of_cache(folder: Path, **changes) -> Record:
+    """The record of a cached file."""
+    return Record(folder / "c.json", DECIDES | changes, target=folder / "c.npz")
+
+
+def written(record: Record) -> dict:
+    return json.loads(record.file.read_text())
+
+
+def refused(record: Record, *words: str) -> None:
+    """state() and begin() refuse alike, in one line, and leave everything as it is."""
+    before = {file: file.read_bytes() for file in record.file.parent.rglob("*") if file.is_file()}
+    messages = []
+    for action in (record.state, record.begin):
+        with pytest.raises(UserError) as error:
+            action()
+        messages.append(str(error.value))
+    assert messages[0] == messages[1] and "\n" not in messages[0]
+    for word in words:
+        assert word in messages[0], messages[0]
+    assert {file: file.read_bytes() for file in record.file.parent.rglob("*") if file.is_file()} == before
+
+
+# ---- made, begun, done -----------------------------------------------------------------------------------------------
+
+def test_a_new_file_is_made_and_done_when_it_is_there(tmp_path):
+    record = of_file(tmp_path)
+    assert record.state() is State.MAKE and not record.file.exists()
+    assert record.begin(config={"device": "cpu"}, digest="cd34") is State.MAKE
+    saved = written(record)
+    assert saved["format"] == 2 and saved["may_change"] == {} and saved["digest"] == "cd34"
+    assert saved["config"] == {"device": "cpu"}
+    assert saved["decides"] == DECIDES | {"guidance.interval": [0, 999]}
+    assert saved["versions"]["python"] == platform.python_version() and "torch" in saved["versions"]
+
+    assert of_file(tmp_path).begin() is State.MAKE  # killed between record and target
+    record.target.write_bytes(b"contexts")
+    before = record.file.read_bytes()
+    assert of_file(tmp_path).state() is State.DONE and of_file(tmp_path).begin(config={}) is State.DONE
+    assert record.file.read_bytes() == before and record.target.read_bytes() == b"contexts"
+
+
+def test_a_new_folder_is_made_and_then_continued(tmp_path):
+    assert of_folder(tmp_path).state() is State.MAKE
+    assert of_folder(tmp_path).begin(config={"device": "cpu"}) is State.MAKE
+    before = of_folder(tmp_path).file.read_bytes()
+    assert of_folder(tmp_path).state() is State.CONTINUE and of_folder(tmp_path).begin(config={}) is State.CONTINUE
+    assert of_folder(tmp_path).file.read_bytes() == before
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"contexts.seed": 5}, "was made with contexts.seed = 0, now it is 5;"),
+    ({"contexts.source": "gaussian"}, "was made with contexts.source = 'uniform', now it is 'gaussian';"),
+    ({"statistics": None}, "was made with statistics = 'ab12', now it is None;"),
+    ({"guidance.interval": (0, 500)}, "was made with guidance.interval = [0, 999], now it is [0, 500];"),
+    ({"contexts.per": "image"}, "was made with contexts.per = None, now it is 'image';"),  # was not recorded
+    ({"contexts.seed": 5, "contexts.number": 7}, "was made with contexts.number = 100, now it is 7;"),  # the first one
+])
+def test_another_setting_is_named_with_both_values_and_what_to_change(tmp_path, changes, words):
+    of_file(tmp_path).begin()
+    of_file(tmp_path).target.write_bytes(b"contexts")
+    refused(of_file(tmp_path, **changes), f"{tmp_path / 'c.npz'}: {words}", "; set contexts.name to another name, or delete "
+            "that file")
+    of_folder(tmp_path).begin()
+    refused(of_folder(tmp_path, **changes), f"{tmp_path / 'run'}: {words}", "; set paths.run to another name, or delete that "
+            "folder")
+
+
+def test_a_setting_that_is_no_longer_given_differs(tmp_path):
+    of_folder(tmp_path, **{"contexts.per": "image"}).begin()
+    refused(of_folder(tmp_path), "was made with contexts.per = 'image', now it is None;")
+
+
+def test_a_file_without_a_record_is_not_taken_for_ours(tmp_path):
+    of_file(tmp_path).target.write_bytes(b"of somebody else")
+    refused(of_file(tmp_path), "c.npz: has no record beside it of how it was made (c.json); set contexts.name to another name")
+
+
+# ---- caches ----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kept", ['"ab12"', "[]", "null", '{"decides": 3}', None],
+                         ids=["earlier version", "list", "null", "no settings", "no record"])
+def test_a_cache_with_another_record_is_made_again(tmp_path, kept):
+    record = of_cache(tmp_path)
+    record.target.write_bytes(b"stale")
+    if kept is not None:
+        record.file.write_text(kept)
+    assert record.state() is State.MAKE and record.target.exists()  # asking changes nothing
+    assert record.begin() is State.MAKE and not record.target.exists()
+    record.target.write_bytes(b"new")
+    assert of_cache(tmp_path).begin() is State.DONE and record.target.read_bytes() == b"new"
+
+
+def test_a_stale_cache_is_removed_before_the_record_says_otherwise(tmp_path, monkeypatch):
+    of_cache(tmp_path).begin()
+    of_cache(tmp_path).target.write_bytes(b"stale")
+    assert of_cache(tmp_path).state() is State.DONE
+    changed = of_cache(tmp_path, **{"contexts.seed": 5})
+    assert changed.state() is State.MAKE
+
+    def killed(file, value):
+        assert file == changed.file and value["decides"]["contexts.seed"] == 5 and not changed.target.exists()
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            changed.begin()
+    # the record is still of the earlier settings, but nothing is there to be taken for done by either of them
+    assert of_cache(tmp_path).state() is State.MAKE and changed.state() is State.MAKE
+    assert changed.begin() is State.MAKE and written(changed)["decides"]["contexts.seed"] == 5
+    assert changed.state() is State.MAKE  # killed between record and target
+    changed.target.write_bytes(b"new")
+    assert changed.state() is State.DONE and of_cache(tmp_path).state() is State.MAKE
+
+
+def test_a_cached_folder_goes_on_or_is_made_again(tmp_path):
+    def landmarks(digest: str) -> Record:
+        return Record(tmp_path / "landmarks.json", {"images": digest})
+
+    assert landmarks("a").begin() is State.MAKE
+    assert landmarks("a").begin() is State.CONTINUE
+    assert landmarks("b").state() is State.MAKE
+    assert landmarks("b").begin() is State.MAKE and landmarks("b").state() is State.CONTINUE
+
+
+# ---- what may change -------------------------------------------------------------------------------------------------
+
+def test_what_may_change_is_recorded_anew_on_continuing(tmp_path):
+    of_folder(tmp_path, {"fr.epochs": 4}).begin(config={"epochs": 4})
+    first = of_folder(tmp_path).file.read_bytes()
+    assert of_folder(tmp_path, {"fr.epochs": 4}).begin(config={"epochs": 4}) is State.CONTINUE
+    assert of_folder(tmp_path).file.read_bytes() == first
+    longer = of_folder(tmp_path, {"fr.epochs": 9})
+    assert longer.state() is State.CONTINUE and longer.file.read_bytes() == first
+    assert longer.begin(config={"epochs": 9}) is State.CONTINUE
+    assert written(longer)["may_change"] == {"fr.epochs": 9} and written(longer)["config"] == {"epochs": 9}
+    assert written(longer)["decides"] == DECIDES | {"guidance.interval": [0, 999]}
+    refused(of_folder(tmp_path, {"fr.epochs": 12}, **{"contexts.seed": 1}), "was made with contexts.seed = 0, now it is 1")
+
+
+# ---- records of earlier versions, and damaged ones -------------------------------------------------------------------
+
+def test_a_record_of_format_1_goes_on_where_the_values_agree(tmp_path):
+    record = of_folder(tmp_path, {"fr.epochs": 4})
+    record.file.parent.mkdir()
+    short = {"number": 100, "seed": 0, "source": "uniform", "statistics": "ab12", "interval": [0, 999]}
+    record.file.write_text(json.dumps({"decides": short, "versions": {}}))
+    assert record.state() is State.CONTINUE and record.begin() is State.CONTINUE
+    assert written(record)["format"] == 2 and written(record)["decides"]["contexts.number"] == 100
+    assert of_folder(tmp_path, {"fr.epochs": 4}).state() is State.CONTINUE
+
+    file = of_file(tmp_path)
+    file.file.write_text(json.dumps({"decides": short}))
+    file.target.write_bytes(b"contexts")
+    assert file.state() is State.DONE
+
+
+@pytest.mark.parametrize("changed, name", [({"seed": 7}, "contexts.seed"), ({"batch_size": 5}, "batch_size"),
+                                           ({"interval": None}, "guidance.interval")])
+def test_a_record_of_format_1_is_refused_where_they_do_not(tmp_path, changed, name):
+    record = of_folder(tmp_path)
+    record.file.parent.mkdir()
+    short = {"number": 100, "seed": 0, "source": "uniform", "statistics": "ab12", "interval": [0, 999]}
+    record.file.write_text(json.dumps({"decides": short | changed}))
+    refused(record, f"{tmp_path / 'run'}: was begun by an earlier version, which recorded {name} otherwise; finish it with that "
+            "version, or set paths.run to another name, or delete that folder")
+
+
+def test_short_names_are_those_of_format_1_alone(tmp_path):
+    record = of_folder(tmp_path)
+    record.file.parent.mkdir()
+    record.file.write_text(json.dumps({"format": 2, "decides": {"number": 100, "seed": 0, "source": "uniform",
+                                                                "statistics": "ab12", "interval": [0, 999]}}))
+    refused(record, "was made with contexts.number = None, now it is 100")
+
+
+@pytest.mark.parametrize("text, words", [
+    ("[]", "is no record of how"), ("null", "is no record of how"), ('"ab12"', "is no record of how"),
+    ('{"format": 2}', "is no record of how"), ('{"decides": []}', "is no record of how"),
+    ('{"format": 2, "deci', "is not valid JSON"), ("", "is not valid JSON"), (b"\xff\xfe{", "is not valid JSON")])
+def test_a_damaged_record_is_refused_in_one_line(tmp_path, text, words):
+    data = text if isinstance(text, bytes) else text.encode()
+    record = of_folder(tmp_path)
+    record.file.parent.mkdir()
+    record.file.write_bytes(data)
+    refused(record, f"{record.file}: {words}", "delete")
+    record = of_file(tmp_path)
+    record.file.write_bytes(data)
+    record.target.write_bytes(b"contexts")
+    refused(record, f"{record.file}: {words}", "delete")
+
+
+# ---- what an earlier stage recorded ----------------------------------------------------------------------------------
+
+def test_what_decided_an_earlier_stage_is_read_from_its_record(tmp_path):
+    of_folder(tmp_path).begin()
+    found = decided(of_folder(tmp_path).file, ("contexts.seed", "statistics"), "run it again")
+    assert found == DECIDES | {"guidance.interval": [0, 999]}
+
+
+@pytest.mark.parametrize("text, words", [
+    (None, "no such file (the record of an earlier stage); run it again"), ("[]", "does not say what a.b was; run it again"),
+    ("null", "does not say what a.b was; run it again"), ('{"decides": []}', "does not say what a.b was; run it again"),
+    ('{"decides": {"a.c": 1}}', "does not say what a.b was; run it again"), ('{"deci', "is not valid JSON")])
+def test_an_earlier_stage_s_record_that_does_not_say_is_refused(tmp_path, text, words):
+    file = tmp_path / "align.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(UserError) as error:
+        decided(file, ("a.b",), "run it again")
+    assert str(error.value).startswith(f"{file}: {words}") and "\n" not in str(error.value)

@@ -1,0 +1,66 @@
+"""The first stage's losses, written out on an autoencoder of a few numbers."""
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from utils.training.autoencoder_loss import IDENTITY, LATENT_NOISE, LATENT_PENALTY, PERCEPTUAL, ContinuousLoss, DecodingLoss
+
+
+class TinyAutoencoder(nn.Module):
+    """Latents are a mixture of the channels, codes the nearest halves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encode, self.decoder = nn.Conv2d(3, 2, 1), nn.Conv2d(2, 3, 1)
+        self.vq = SimpleNamespace(decode=self.decode)
+
+    def quantize(self, latents: torch.Tensor) -> torch.Tensor:
+        return (2 * latents).round().detach() / 2
+
+    def decode(self, latents: torch.Tensor, force_not_quantize: bool) -> SimpleNamespace:
+        assert force_not_quantize  # it was quantised, or must not be
+        return SimpleNamespace(sample=self.decoder(latents))
+
+
+def judge(images: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+    return [images[:, :, ::2].square(), images[..., ::2]], images.mean(dim=3).flatten(1)
+
+
+def by_hand(decoded: torch.Tensor, images: torch.Tensor) -> float:
+    """Pixels of all images; early features and embeddings of the first half."""
+    pixels = (decoded - images).abs().mean()
+    judged, of_images = decoded[:2], images[:2]
+    features = ((judged[:, :, ::2] ** 2 - of_images[:, :, ::2] ** 2).abs().mean()
+                + (judged[..., ::2] - of_images[..., ::2]).abs().mean())
+    cosines = [F.cosine_similarity(a.mean(dim=2).flatten(), b.mean(dim=2).flatten(), dim=0)
+               for a, b in zip(judged, of_images, strict=True)]
+    return (pixels + PERCEPTUAL * features + IDENTITY * (1 - sum(cosines) / 2)).item()
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def test_decoding_trains_the_decoder_alone_from_codes(images):
+    autoencoder = TinyAutoencoder()
+    loss = DecodingLoss(autoencoder, judge, False, lambda function: function)(images)
+    decoded = autoencoder.decoder((2 * autoencoder.encode(images)).round() / 2)
+    assert loss.item() == pytest.approx(by_hand(decoded, images), abs=1e-6)
+    loss.backward()
+    assert autoencoder.decoder.weight.grad.abs().max() > 0 and autoencoder.encode.weight.grad is None
+
+
+def test_continuous_latents_train_both_and_are_kept_small(images):
+    autoencoder, noise = TinyAutoencoder(), torch.randn(4, 2, 4, 4, generator=torch.Generator().manual_seed(2))
+    loss = ContinuousLoss(autoencoder, judge, False, lambda function: function)(images, noise)
+    latents = autoencoder.encode(images)
+    expected = by_hand(autoencoder.decoder(latents + LATENT_NOISE * noise), images) \
+        + LATENT_PENALTY * (latents**2).mean().item()
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+    loss.backward()
+    assert autoencoder.decoder.weight.grad.abs().max() > 0 and autoencoder.encode.weight.grad.abs().max() > 0
