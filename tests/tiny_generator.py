@@ -43,12 +43,12 @@ def shrink(script, patch=setattr) -> None:
     if hasattr(script, "BATCH_SIZE"):
         patch(script, "BATCH_SIZE", 4)
     patch(faces, "HELD_OUT_PART", 2)
-    SIZES["tiny"] = TINY
 
 
 def main() -> None:
     script = importlib.import_module(sys.argv.pop(1))
     shrink(script)
+    SIZES["tiny"] = TINY
     script.main()
 
 

@@ -147,7 +147,7 @@ GUIDANCES = [(0.0, "constant", "baseline"), (0.5, "constant", "w05"), (1.0, "lin
 
 @pytest.mark.parametrize("w, schedule, key, solver, steps, prefix", [
     *((*guidance, *DDIM) for guidance in GUIDANCES),
-    *(pytest.param(*guidance, *DDPM, marks=() if guidance[2] == "w05" else pytest.mark.slow) for guidance in GUIDANCES)])
+    *(pytest.param(*guidance, *DDPM, marks=pytest.mark.slow) for guidance in GUIDANCES)])
 def test_golden_trajectories(golden, w, schedule, key, solver, steps, prefix):
     model, values = golden
     generator = torch.Generator().manual_seed(7)

@@ -17,6 +17,7 @@ import train_diffusion
 from models.autoencoder import Autoencoder
 from models.published import load_diffusion, load_first_stage
 from models.published_writer import trained_weights
+from models.sizes import SIZES
 from models.unet import ConditionalUNet
 from tests.drawn_face import draw_face
 from tests.tiny_generator import TINY, shrink
@@ -75,6 +76,7 @@ def arguments(stage: str, faces: Path, output: Path, **settings: object) -> list
 def run(stage: str, monkeypatch, faces: Path, output: Path, **settings: object) -> Path:
     script = SCRIPTS[stage]
     shrink(script, monkeypatch.setattr)
+    monkeypatch.setitem(SIZES, "tiny", TINY)
     monkeypatch.setattr(sys, "argv", ["script", *arguments(stage, faces, output, **settings)])
     script.main()
     return output / "training" / str(settings.get("training.name", "t"))
