@@ -25,7 +25,7 @@ from tqdm import tqdm
 from config import places
 from config.load import load_config
 from utils.faces.aligned import keep, merge_failures, read_failures, write_failures, write_kept
-from utils.faces.detection import FaceBatches, in_processes
+from utils.faces.detection import DETECTOR, FaceBatches, in_processes
 from utils.faces.folders import identity_folders
 from utils.faces.image_writer import ImageWriter, is_complete_png
 from utils.faces.template import TEMPLATES, warp
@@ -34,7 +34,6 @@ from utils.runtime.errors import UserError, run_script
 from utils.runtime.records import Record
 
 BATCH = 64  # images detected together
-DETECTOR = "MTCNN"  # earlier versions located its landmarks once more
 SAVE_SECONDS = 10  # between two writings of the failures
 
 

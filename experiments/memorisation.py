@@ -28,7 +28,8 @@ from utils.recognition.embedding import embed
 from utils.runtime import ranks as distributed
 from utils.runtime.errors import UserError, run_script
 from utils.runtime.figures import contact_sheet, save_figure
-from utils.runtime.files import read_json, write_csv
+from utils.runtime.files import write_csv
+from utils.runtime.records import decided
 from utils.training import faces as training_faces
 
 HIGHEST = 10
@@ -56,7 +57,7 @@ def main() -> None:
     for folder in places.run_folders(config):
         aligned = places.aligned(folder)
         files = [file for kept in read_kept(aligned).values() for file in kept]
-        template = read_json(places.alignment_record(aligned))["decides"]["align.template"]
+        template = decided(places.alignment_record(aligned), ("align.template",), "run align.py")["align.template"]
         name = str(folder.relative_to(output))
         results[name], nearest = nearest_of(normalise(embed(recogniser, files, ranks.device, template)), trained)
         pairs += [(similarity, file, trained_rows[row])

@@ -10,6 +10,8 @@ from functools import partial
 import torch
 from torch import nn
 
+from models.state_dicts import first_difference
+
 IRESNET_BLOCKS = {"iresnet18": (2, 2, 2, 2), "iresnet34": (3, 4, 6, 3),
                   "iresnet50": (3, 4, 14, 3), "iresnet100": (3, 13, 30, 3)}
 CHANNELS = (64, 128, 256, 512)
@@ -183,11 +185,8 @@ def build(state_dict: Mapping[str, torch.Tensor]) -> IResNet | MobileFaceNet:
     """
     with torch.device("meta"):
         network = _empty_network(state_dict)
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise ValueError(f"'{name}' should be {_say(expected, name)}, but is {_say(found, name)}")
+    if fault := first_difference(network.state_dict(), state_dict):
+        raise ValueError(fault)
     network = network.to_empty(device="cpu")
     network.load_state_dict(state_dict)
     return network.eval()
@@ -204,7 +203,3 @@ def _empty_network(state_dict: Mapping[str, torch.Tensor]) -> IResNet | MobileFa
         if blocks in IRESNET_BLOCKS.values():
             return IResNet(blocks, num_features=len(state_dict["fc.weight"]))
     raise ValueError("the weights are neither of iresnet18/34/50/100 nor of MobileFaceNet")
-
-
-def _say(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
-    return f"of shape {list(shapes[name])}" if name in shapes else "absent"

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from utils.training.partners import Partners
+from utils.training.extras import Partners
 
 LABELS = np.array([0, 1, 1, 1, 2, 2, 5])
 

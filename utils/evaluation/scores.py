@@ -72,23 +72,6 @@ def unit_rows(embeddings: ArrayLike, name: str = "embeddings") -> np.ndarray:
     return rows
 
 
-def first(labels: Sequence[str] | np.ndarray, identities: int, images: int) -> np.ndarray:
-    """The paper's subset: rows of the first `identities` identities, of each at most the first `images` images.
-
-    Args:
-        labels: [N], the identity of each row, in file-name order.
-    Returns:
-        [n] int64, increasing.
-    """
-    rows, taken = [], {}
-    for row, label in enumerate(labels):
-        if label in taken or len(taken) < identities:
-            taken[label] = taken.get(label, 0) + 1
-            if taken[label] <= images:
-                rows.append(row)
-    return np.array(rows, dtype=np.int64)
-
-
 def score_distributions(embeddings: ArrayLike, labels: Sequence[str] | np.ndarray,
                         device: torch.device | str = "cpu") -> ScoreDistributions:
     """The distributions of all genuine and all impostor pairs.
@@ -176,12 +159,6 @@ def most_similar_identities(embeddings: ArrayLike, labels: Sequence[str] | np.nd
         best = max(best, (float(cosines[a, b]), rows.start + a, columns.start + b))
     cosine, a, b = best
     return str(names[a]), str(names[b]), cosine
-
-
-def bootstrap_intervals(embeddings: ArrayLike, labels: Sequence[str] | np.ndarray, replicates: int = 1000,
-                        seed: int = 0, device: torch.device | str = "cpu") -> dict[str, tuple[float, float]]:
-    """90% percentile intervals of every rate and moment of `metrics`, from resampling the identities; see `bootstrap`."""
-    return {name: interval(values) for name, values in bootstrap(embeddings, labels, replicates, seed, device).items()}
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:

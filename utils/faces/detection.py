@@ -15,6 +15,7 @@ from utils.faces.folders import read_image
 from utils.faces.template import ARCFACE, SIZE, LandmarkError, similarity_transform
 from utils.runtime.errors import UserError
 
+DETECTOR = "MTCNN"  # as records name it; earlier versions located its landmarks once more
 GPU_PROCESSES = 4  # at most by default: each holds a CUDA context of its own
 
 # How far landmarks may be from the template's shape: px of 112, root mean square. LFW's farthest is 11.1, a head turned

@@ -4,6 +4,7 @@ With few images and little time these pay: docs/training.md says what each has b
 """
 from collections.abc import Callable, Collection
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -52,6 +53,24 @@ def altered(x_0: Tensor, own: Tensor, other: Tensor, use: Collection[str], draws
     if "null_contexts" in use:
         contexts = torch.where((draws.uniform() < EXTRAS["null_contexts"]["part"])[:, None], 0.0, contexts)
     return x_0, contexts
+
+
+class Partners:
+    """Other images of the same person, for `same_person`.
+
+    Args:
+        labels: [N] identities, those of one person side by side.
+    """
+
+    def __init__(self, labels: np.ndarray) -> None:
+        _, first, inverse, counts = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
+        self.first, self.count = first[inverse], counts[inverse]
+
+    def other(self, numbers: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+        """For each image number another one of the same person, by a number in [0, 1); itself where there is none."""
+        first, others = self.first[numbers], self.count[numbers] - 1
+        step = 1 + np.minimum((uniform * others).astype(int), np.maximum(others - 1, 0))
+        return first + (numbers - first + step) % self.count[numbers]
 
 
 def identity_loss(network: Callable[[Tensor, Tensor, Tensor], Tensor], embeddings_of: Callable[[Tensor], Tensor], noise: Tensor,

@@ -25,7 +25,7 @@ from models.autoencoder import Autoencoder
 from models.published import backbone_digest
 from utils.faces import folders as face_folders
 from utils.faces.aligned import write_failures
-from utils.faces.detection import FaceBatches, in_processes
+from utils.faces.detection import DETECTOR, FaceBatches, in_processes
 from utils.faces.held_out import held_out
 from utils.faces.template import ARCFACE, SIZE, TEMPLATES, similarity_transform, warp
 from utils.identities.contexts import normalise as unit
@@ -108,7 +108,7 @@ def find(folders: Mapping[str, Sequence[Path]], cache: Path, whole: bool, minimu
     """
     files = [file for images in folders.values() for file in images]
     labels = np.repeat(np.arange(len(folders)), [len(images) for images in folders.values()])
-    digest = text_digest(f"{face_folders.listing(folders)} {whole} {minimum_face}")
+    digest = text_digest(f"{face_folders.listing(folders)} {whole} {minimum_face} {DETECTOR}")
     landmarks, found = None, np.ones(len(files), dtype=bool)
     if not whole:
         landmarks, failures = _landmarks(files, cache / "landmarks.npz", digest, minimum_face, device)
