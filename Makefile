@@ -6,7 +6,7 @@ PIP := $(RUN) -m pip install --disable-pip-version-check --quiet --progress-bar 
 ARGS ?=
 NAME ?= demo
 
-.PHONY: demo experiment test fast lint bench lfw clean
+.PHONY: demo experiment test fast faults lint bench lfw clean
 
 demo: $(VENV)/installed  ## the paper's experiment in miniature, from contexts to a recogniser
 	$(RUN) -m experiments.demo paths.run=$(NAME) $(ARGS)
@@ -19,6 +19,9 @@ test: lint  ## everything, on the CPU
 
 fast: lint  ## what to run after each edit: under a minute
 	$(RUN) -m pytest -n auto --dist loadfile -m "not slow"
+
+faults: $(VENV)/installed-dev  ## every stage killed, starved and run again: the table of docs/reliability.md, some 30 minutes
+	$(RUN) -m tests.faults.campaign $(ARGS)
 
 lint: $(VENV)/installed-dev  ## ruff, and the layers check: imports go down only
 	$(RUN) -m ruff check .

@@ -3,6 +3,7 @@
 Reads   <run>/samples/<identity>/<image>, or any folder of identity folders: align.images
 Writes  <run>/aligned/<identity>/<image>.png  112 x 112 RGB
         <run>/aligned/failures.csv            identity, image, reason: no face, impossible landmarks, unreadable
+        <run>/aligned/sources.csv             identity, image, sha256 of the image that was aligned or failed
         <run>/aligned/kept.csv                identity, image: the first align.keep_images faces of the first
                                               align.keep_identities identities that have enough
         <run>/aligned/align.json              settings and versions
@@ -11,11 +12,13 @@ Writes  <run>/aligned/<identity>/<image>.png  112 x 112 RGB
     python align.py align.images=data/my-photos paths.run=my-photos
     torchrun --nproc_per_node=8 align.py --preset paper_casia
 
-Running the same command again continues: aligned images stay as they are, and failed ones are not tried again unless
-failures.csv is deleted.
+Running the same command again continues: what was aligned or failed stays as it is, unless the image is another one now.
 """
+if __name__ == "__main__":
+    from utils.runtime.errors import listen
+    listen()  # the imports take seconds
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -24,9 +27,9 @@ from tqdm import tqdm
 
 from config import places
 from config.load import load_config
-from utils.faces.aligned import keep, merge_failures, read_failures, write_failures, write_kept
+from utils.faces.aligned import keep, merge, read_list, write_kept, write_list, write_lists
 from utils.faces.detection import DETECTOR, FaceBatches, in_processes
-from utils.faces.folders import identity_folders
+from utils.faces.folders import contents, identity_folders, other_files
 from utils.faces.image_writer import ImageWriter, is_complete_png
 from utils.faces.template import TEMPLATES, warp
 from utils.runtime import ranks as distributed
@@ -41,62 +44,81 @@ def main() -> None:
     config = load_config(__doc__, reads=("paths", "align"))
     ranks = distributed.setup(config.device)
     settings, run = config.align, places.run_folder(config)
-    aligned = places.aligned(run)
-    folders = identity_folders(settings.images or places.samples(run))
-    outputs = output_files(folders, aligned)
+    aligned, root = places.aligned(run), settings.images or places.samples(run)
+    folders = identity_folders(root)
+    outputs, others = output_files(folders, aligned), other_files(root)
+    keys = {image_key(image) for image in (*outputs, *others)}
 
     # the run's record: a folder begun with other settings is refused
     record = Record(places.alignment_record(aligned), {
         "detector": DETECTOR, **{f"align.{name}": getattr(settings, name) for name in ("images", "template", "minimum_face")}},
-        "paths.run")
+        "paths.run", contents=aligned)
     ranks.on_main(lambda: record.begin(config=asdict(config)))
-    ranks.on_main(lambda: merge_failures(aligned))
+    ranks.on_main(lambda: merge(aligned, keys))
 
     # what is left to do; an image is always detected among the same neighbours, so that its face is the same to the
     # last bit whatever was done before
     images = list(outputs)
     batches = ranks.shard([images[start : start + BATCH] for start in range(0, len(images), BATCH)])
-    failed = read_failures(aligned / "failures.csv")
+    failed, sources = (read_list(aligned / f"{name}.csv", name) for name in ("failures", "sources"))
     mine = [image for batch in batches for image in batch]
-    left = {image for image in tqdm(mine, "check what is done", disable=not ranks.is_main, leave=False)
-            if image_key(image) not in failed and not is_complete_png(outputs[image])}
+    digests = dict(zip(mine, contents(mine), strict=True))
+    left = {image for image in mine if sources.get(image_key(image)) != digests[image]
+            or not (image_key(image) in failed or is_complete_png(outputs[image]))}
     ranks.print(f"{aligned}: {len(left)} of this process's {len(mine)} images are left to align")
     batches = [batch for batch in batches if not left.isdisjoint(batch)]
+    ranks.barrier()  # all have read the lists
 
     # align: worker processes read, detect and warp; this one writes
     work = FaceBatches(batches, partial(warp, template=TEMPLATES[settings.template]), settings.minimum_face / 128,
                        ranks.device)
-    failed, saved = {}, time.monotonic()
+    failed, done, saved = {}, {}, time.monotonic()
     progress = tqdm(total=sum(map(len, batches)), unit="image", disable=not ranks.is_main, desc="align")
     with ImageWriter() as writer, progress:
         for batch, results in zip(batches, in_processes(work, settings.processes, ranks.device), strict=True):
             for image, result in zip(batch, results, strict=True):
-                if image in left and isinstance(result, str):
+                if image not in left:
+                    continue
+                outputs[image].unlink(missing_ok=True)  # of what the image was before: a kill must not leave it as done
+                done[image_key(image)] = digests[image]
+                if isinstance(result, str):
                     failed[image_key(image)] = result
-                elif image in left:
+                else:
                     writer.write(outputs[image], result)
             if time.monotonic() - saved > SAVE_SECONDS:
-                write_failures(aligned, failed, ranks.rank)
+                write_lists(aligned, failed, done, ranks.rank)
                 saved = time.monotonic()
             progress.update(len(batch))
             progress.set_postfix(failed=len(failed))
-    write_failures(aligned, failed, ranks.rank)
+    if lost := [outputs[image] for image in left if image_key(image) not in failed and not is_complete_png(outputs[image])]:
+        raise UserError(f"{lost[0]}: is not there though it was written ({len(lost)} faces are missing): something else removes "
+                        f"files from {aligned}; stop that, and run the same command again")
+    write_lists(aligned, failed, done, ranks.rank)
     ranks.barrier()
 
     # the selection, and what came out
     if ranks.is_main:
-        failed = merge_failures(aligned)
+        failed, _ = merge(aligned, keys)
+        write_list(aligned, "failures", failed | {image_key(file): "is no image by its name" for file in others})
+        remove_faces_without_source(aligned, outputs.values())
         faces = {identity: [outputs[image] for image in images if image_key(image) not in failed]
                  for identity, images in folders.items()}
         kept = keep(faces, settings.keep_identities, settings.keep_images)
         write_kept(aligned, kept)
-        print(closing_line(aligned, faces, len(outputs), kept, settings.keep_images))
+        print(closing_line(aligned, faces, len(outputs), kept, settings.keep_images)
+              + (f"; {len(others)} other files are no images by their names" if others else ""))
     ranks.close()
 
 
 def image_key(image: Path) -> tuple[str, str]:
     """How failures.csv names an image: identity and file name."""
     return image.parent.name, image.name
+
+
+def remove_faces_without_source(aligned: Path, outputs: Iterable[Path]) -> None:
+    """Remove the faces of images that are gone."""
+    for face in set(aligned.glob("*/*.png")).difference(outputs):
+        face.unlink()
 
 
 def output_files(folders: Mapping[str, Sequence[Path]], aligned: Path) -> dict[Path, Path]:

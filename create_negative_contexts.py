@@ -9,6 +9,9 @@ Writes: <output>/contexts/<name>.negatives-<strategy>.npz   ids [N], negatives [
     python create_negative_contexts.py negatives.strategy=close negatives.pool=10050
     python create_negative_contexts.py negatives.strategy=custom negatives.custom_file=pairs.csv
 """
+if __name__ == "__main__":
+    from utils.runtime.errors import listen
+    listen()  # the imports take seconds
 from dataclasses import asdict
 
 import numpy as np

@@ -11,6 +11,9 @@ Writes: <output>/contexts/<name>.npz   ids [N], contexts [N, D] float32 of unit 
     python create_sample_identity_contexts.py contexts.source=published contexts.file=data/published/contexts.npy
     python create_sample_identity_contexts.py contexts.source=extracted contexts.faces=data/ffhq contexts.recogniser=...
 """
+if __name__ == "__main__":
+    from utils.runtime.errors import listen
+    listen()  # the imports take seconds
 from dataclasses import asdict
 from typing import Any
 
@@ -22,7 +25,7 @@ from config.config import Contexts
 from config.load import load_config
 from utils.faces.folders import identity_folders, listing
 from utils.identities import contexts as identity_contexts
-from utils.runtime.errors import run_script
+from utils.runtime.errors import UserError, run_script
 from utils.runtime.figures import save_figure
 from utils.runtime.files import file_digest, read_npz, require_file
 from utils.runtime.records import Record, State
@@ -86,11 +89,21 @@ def make(settings: Contexts, device: str) -> tuple[list[str], np.ndarray]:
         if settings.source == "uniform":
             return ids, identity_contexts.uniform(settings.number, settings.dimension, settings.seed)
         statistics = read_npz(settings.statistics, ("mean", "covariance"))
+        check_statistics(settings.statistics, **statistics)
         return ids, identity_contexts.gaussian(settings.number, **statistics, seed=settings.seed)
     if settings.source == "published":
         from models.published import load_contexts  # slow to import, and uniform contexts do without
         return load_contexts(settings.file)
     return extract(settings, device)
+
+
+def check_statistics(file: str, mean: np.ndarray, covariance: np.ndarray) -> None:
+    """Raises UserError where they are not the finite mean [D] and symmetric covariance [D, D] of embeddings."""
+    if mean.ndim != 1 or covariance.shape != 2 * mean.shape or {mean.dtype.kind, covariance.dtype.kind} != {"f"}:
+        raise UserError(f"{file}: holds a mean {mean.dtype} {mean.shape} and a covariance {covariance.dtype} {covariance.shape}, "
+                        f"not floats [D] and [D, D]; {STATISTICS_FIX}")
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all() and np.allclose(covariance, covariance.T, atol=1e-6)):
+        raise UserError(f"{file}: its numbers are not finite, or its covariance is not symmetric; {STATISTICS_FIX}")
 
 
 def extract(settings: Contexts, device: str) -> tuple[list[str], np.ndarray]:

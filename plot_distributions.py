@@ -8,6 +8,9 @@ Writes  <run>/scores/<recogniser>/: embeddings.npz, histograms.npz, metrics.json
     python plot_distributions.py scores.recogniser=data/published/ElasticCos.pth
     python plot_distributions.py scores.recogniser=... scores.overlay=demo/baseline,demo/far
 """
+if __name__ == "__main__":
+    from utils.runtime.errors import listen
+    listen()  # the imports take seconds
 import math
 import os
 from collections.abc import Sequence

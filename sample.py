@@ -6,17 +6,24 @@ Writes  <run>/samples/<identity>/<k>.png, <run>/contact_sheet.png, <run>/run.jso
     python sample.py
     python sample.py --preset paper_casia guidance.w=0.5 sampling.solver=ddim sampling.steps=200
     torchrun --nproc_per_node=8 sample.py --preset paper_casia
+    python sample.py --verify output/demo/far         # draws some of its images again and compares; checks every digest
 
 Running the same command again continues: what is done stays as it is.
 """
+if __name__ == "__main__":
+    from utils.runtime.errors import listen
+    listen()  # the imports take seconds
+import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from config import places
+from config.config import Config
 from config.load import load_config
 from models import published
 from utils.diffusion import guidance, solvers
@@ -38,79 +45,104 @@ SHEET_ROWS, SHEET_COLUMNS = 16, 10
 
 
 def main() -> None:
+    if "--verify" in sys.argv:
+        from experiments.witness import verify
+        return verify(sys.argv[sys.argv.index("--verify") + 1 :])
     config = load_config(__doc__, reads=("paths", "contexts", "negatives", "model", "guidance", "sampling"), choices=CHOICES)
-    if config.sampling.as_published:
-        solvers.check_published(config.sampling.solver, config.sampling.steps)
     ranks, run, sampling = distributed.setup(config.device), places.run_folder(config), config.sampling
-
-    # the identities, and the context that each is pushed away from
-    contexts_file = places.contexts_file(config)
-    ids, contexts = identity_contexts.read(contexts_file)
-    if sampling.identities > len(ids):
-        raise UserError(f"sampling.identities: {sampling.identities} is more than the {len(ids)} contexts of "
-                        f"{contexts_file}; lower it to {len(ids)}")
-    contexts_digest, negatives = identity_contexts.digest(ids, contexts), None
-    if config.guidance.w > 0:
-        negatives = negative_contexts.read(places.negatives_file(config), ids, contexts.shape[1], contexts_digest)
-
-    # the model
-    model, weights = load_model(config.model, sampling, ranks.device)
-    identity_contexts.check_contexts(contexts_file, ids, contexts, dimension=model.unet.context_emb.in_features)
-    guide = guidance.guided(**asdict(config.guidance))
+    sampler = Sampler(config, ranks.device)
 
     # the run's record: a folder begun with other settings is refused
-    decides = {f"guidance.{name}": value for name, value in asdict(config.guidance).items()} | {
-        f"sampling.{name}": getattr(sampling, name) for name in ("solver", "steps", "as_published", "batch_size", "seed")} | {
-        "sampling.precision": "bf16" if model.dtype is torch.bfloat16 else "fp32", "device": ranks.device.type,
-        "contexts": contexts_digest, "negatives": None if negatives is None else array_digest(negatives),
-        "weights": [file_digest(file) for file in weights]}
-    record = Record(places.run_record(run), decides, "paths.run", may_change={
+    record = Record(places.run_record(run), sampler.decides, "paths.run", contents=places.samples(run), may_change={
         f"sampling.{name}": getattr(sampling, name) for name in ("identities", "images_per_identity")})
     ranks.on_main(lambda: record.begin(config=asdict(config)))
 
-    # what is left to draw
-    samples = places.samples(run)
-    images = [(i, k) for i in ranks.shard(range(sampling.identities)) for k in range(sampling.images_per_identity)]
-    files = {(i, k): samples / ids[i] / f"{k}.png" for i, k in images}
-    left = [image for image in tqdm(images, "check what is done", disable=not ranks.is_main, leave=False)
-            if not is_complete_png(files[image])]
-    ranks.print(f"{run}: {len(images) - len(left)} of this process's {len(images)} images are done")
+    # what is left to draw: an image is always drawn among the same neighbours, so that it is the same to the last bit
+    # whatever was done before and however many ranks there are
+    batches = ranks.shard(sampler.batches)
+    files = {image: sampler.file(run, image) for batch in batches for image in batch}
+    left = {image for image in tqdm(files, "check what is done", disable=not ranks.is_main, leave=False)
+            if not is_complete_png(files[image])}
+    ranks.print(f"{run}: {len(files) - len(left)} of this process's {len(files)} images are done")
 
-    # identities mix freely in a batch; the last one is padded, so that every batch has the same shape
-    progress = tqdm(total=len(left), unit="image", disable=not ranks.is_main, desc="sample")
-    with torch.inference_mode(), ImageWriter() as writer, progress:
-        for start in range(0, len(left), sampling.batch_size):
-            batch = left[start : start + sampling.batch_size]
-            identities, numbers = map(list, zip(*batch, *[batch[-1]] * (sampling.batch_size - len(batch)), strict=True))
-            noise = partial(gaussian, sampling.seed, identities, numbers, shape=model.latent_shape, device=ranks.device)
-            drawn = model.images(torch.from_numpy(contexts[identities]),
-                                 None if negatives is None else torch.from_numpy(negatives[identities]), noise, guide,
-                                 sampling.solver, sampling.steps, sampling.as_published)
-            for image, pixels in zip(batch, to_uint8(drawn).cpu().numpy(), strict=False):
-                writer.write(files[image], pixels)
-            progress.update(len(batch))
+    with torch.inference_mode(), ImageWriter() as writer, \
+            tqdm(total=len(left), unit="image", disable=not ranks.is_main, desc="sample") as progress:
+        for batch in (batch for batch in batches if not left.isdisjoint(batch)):
+            for image, pixels in zip(batch, sampler.draw(batch), strict=True):
+                if image in left:
+                    writer.write(files[image], pixels)
+            progress.update(len(left.intersection(batch)))
     ranks.barrier()
+    if lost := [files[image] for image in left if not is_complete_png(files[image])]:
+        raise UserError(f"{lost[0]}: is not there though it was drawn ({len(lost)} images are missing): something else removes "
+                        f"files from {run}; stop that, and run the same command again")
 
     if ranks.is_main:
-        rows = [[samples / ids[i] / f"{k}.png" for k in range(min(SHEET_COLUMNS, sampling.images_per_identity))]
+        rows = [[sampler.file(run, (i, k)) for k in range(min(SHEET_COLUMNS, sampling.images_per_identity))]
                 for i in range(min(SHEET_ROWS, sampling.identities))]
         contact_sheet(rows, places.contact_sheet(run))
-        print(f"{sampling.identities} identities x {sampling.images_per_identity} images in {samples}; "
+        print(f"{sampling.identities} identities x {sampling.images_per_identity} images in {places.samples(run)}; "
               f"look at {places.contact_sheet(run)}")
     ranks.close()
 
 
+class Sampler:
+    """Contexts, negatives and the model of a config, and what they draw.
+
+    Attributes:
+        decides: what decides the images, for the run's record.
+        batches: of (identity, sample), every one that the config asks for.
+    """
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.sampling, self.device, self.config = config.sampling, device, config
+        file = places.contexts_file(config)
+        self.ids, self.contexts = identity_contexts.read(file)
+        if self.sampling.identities > len(self.ids):
+            raise UserError(f"sampling.identities: {self.sampling.identities} is more than the {len(self.ids)} contexts of "
+                            f"{file}; lower it to {len(self.ids)}")
+        digest, self.negatives = identity_contexts.digest(self.ids, self.contexts), None
+        if config.guidance.w > 0:
+            self.negatives = negative_contexts.read(places.negatives_file(config), self.ids, self.contexts.shape[1], digest)
+        self.model, weights = load_model(config.model, config.sampling, device)
+        identity_contexts.check_contexts(file, self.ids, self.contexts, dimension=self.model.unet.context_emb.in_features)
+        self.guide = guidance.guided(**asdict(config.guidance))
+        self.decides = {f"guidance.{name}": value for name, value in asdict(config.guidance).items()} | {
+            f"sampling.{name}": getattr(self.sampling, name) for name in ("solver", "steps", "as_published", "batch_size", "seed")
+        } | {"sampling.precision": "bf16" if self.model.dtype is torch.bfloat16 else "fp32", "device": device.type,
+             "contexts": digest, "negatives": None if self.negatives is None else array_digest(self.negatives),
+             "weights": [file_digest(file) for file in weights]}
+        images = [(i, k) for i in range(self.sampling.identities) for k in range(self.sampling.images_per_identity)]
+        self.batches = [images[start : start + self.sampling.batch_size]
+                        for start in range(0, len(images), self.sampling.batch_size)]
+
+    def file(self, run: Path, image: tuple[int, int]) -> Path:
+        return places.samples(run) / self.ids[image[0]] / f"{image[1]}.png"
+
+    def draw(self, batch: list[tuple[int, int]]) -> np.ndarray:
+        """The images of a batch, uint8 [B, H, W, 3]; it is padded to the full size, so that every batch has the same shape."""
+        identities, numbers = map(list, zip(*batch, *[batch[-1]] * (self.sampling.batch_size - len(batch)), strict=True))
+        noise = partial(gaussian, self.sampling.seed, identities, numbers, shape=self.model.latent_shape, device=self.device)
+        negatives = None if self.negatives is None else torch.from_numpy(self.negatives[identities])
+        drawn = self.model.images(torch.from_numpy(self.contexts[identities]), negatives, noise, self.guide,
+                                  self.sampling.solver, self.sampling.steps, self.sampling.as_published)
+        if not drawn.isfinite().all():
+            raise UserError(f"{self.config.model.diffusion}: images of '{self.ids[identities[0]]}' are not finite; set "
+                            "sampling.precision=fp32, lower guidance.w, or take other weights")
+        return to_uint8(drawn).cpu().numpy()[: len(batch)]
+
+
 def load_model(model, sampling, device: torch.device) -> tuple[LatentDiffusion, list[Path]]:
-    """The generator of the settings `model`, and the files of its weights. Raises UserError where they do not fit."""
+    """The generator of the settings `model`, and the files that describe it. Raises UserError where they do not fit."""
     step = model.step or None
     unet, settings = published.load_diffusion(model.diffusion, step)
     autoencoder = published.load_first_stage(model.first_stage_encoder, model.first_stage_decoder)
     if settings["latent_shape"][-1] * autoencoder.factor != settings["image_size"]:
         raise UserError(f"{model.first_stage_decoder}: enlarges latents {autoencoder.factor} times, but "
                         f"{model.diffusion} was trained with another first stage; take both from one model")
-    if sampling.steps > settings["T"]:
-        raise UserError(f"sampling.steps: {sampling.steps} is more than the model's T; the most is {settings['T']}")
-    files = [published.checkpoint_file(Path(model.diffusion) / "checkpoints", step, ema=True), model.first_stage_encoder,
+    solvers.check(sampling.solver, sampling.steps, sampling.as_published, settings["T"])
+    files = [Path(model.diffusion) / ".hydra" / "config.yaml",
+             published.checkpoint_file(Path(model.diffusion) / "checkpoints", step, ema=True), model.first_stage_encoder,
              model.first_stage_decoder]
     bf16 = distributed.use_bf16(sampling.precision, device)
     return LatentDiffusion(unet, autoencoder, settings["betas"], settings["latent_shape"], settings["prediction"], device,

@@ -12,6 +12,9 @@ It first learns to pass images through continuous latents. These are then brough
 published model has no latent scale factor), the encoder is frozen, the codebook is put where the latents are (k-means),
 and the decoder goes on learning from quantised latents. Running the same command again continues.
 """
+if __name__ == "__main__":
+    from utils.runtime.errors import listen
+    listen()  # the imports take seconds
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
@@ -92,7 +95,7 @@ def main() -> None:
     record = Record(folder / "autoencoder.json", {
         "faces": faces.digest, "training.crop": settings.crop, "training.size": settings.size, "training.seed": settings.seed,
         "contexts.recogniser": backbone_digest(config.contexts.recogniser)}, "training.name",
-        may_change={"training.length": settings.length})
+        contents=folder / "autoencoder_state.pt", may_change={"training.length": settings.length})
     ranks.on_main(lambda: record.begin(config=asdict(config)))
     trained = [weight for weight in autoencoder.parameters() if weight.requires_grad]
     training = Training("autoencoder", folder / "autoencoder_state.pt", folder / "autoencoder.csv", ranks, budget,

@@ -13,6 +13,9 @@ Writes  <output>/training/<name>/: .hydra/config.yaml and checkpoints/ema_averag
 
 The checkpoint with the best FDR on contexts of held-out people is kept. Running the same command again continues.
 """
+if __name__ == "__main__":
+    from utils.runtime.errors import listen
+    listen()  # the imports take seconds
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -103,6 +106,7 @@ def main() -> None:
         "first stage": list(map(file_digest, first_stage)),
         "diffusion.batch_size": recipe.batch_size, "diffusion.learning_rate": recipe.learning_rate,
         "diffusion.start_from": recipe.start_from, "extras.use": {name: EXTRAS[name] for name in sorted(use)}}, "training.name",
+        contents=folder / "diffusion_state.pt",
         may_change={"training.length": settings.length, "extras.identity": config.extras.identity})
     ranks.on_main(lambda: record.begin(config=asdict(config)))
     ranks.on_main(lambda: write_contexts(folder, faces, contexts, rows, tests))

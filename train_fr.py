@@ -11,6 +11,9 @@ Writes  <run>/fr/<name>/: backbone.safetensors and <step>backbone.pth (best on t
 
 Running the same command again continues where the last state was saved.
 """
+if __name__ == "__main__":
+    from utils.runtime.errors import listen
+    listen()  # the imports take seconds
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
@@ -81,7 +84,7 @@ def main() -> None:
         "learning_rate", "milestones", "seed", "is_original_train")}
     record = Record(folder / "run.json", decides | {
         "images": listing, "fr.keep_list": file_digest(fr.keep_list) if fr.keep_list else None,
-        "images per step on all devices": total_batch}, "fr.name", may_change={
+        "images per step on all devices": total_batch}, "fr.name", contents=folder / "state.pt", may_change={
             "fr.epochs": fr.epochs, "training.precision": "bf16" if bf16 else "fp32"})
     ranks.on_main(lambda: record.begin(config=asdict(config)))
     ranks.on_main(lambda: write_json(folder / "held_out.json", data.held_out_identities))

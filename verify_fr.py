@@ -6,6 +6,9 @@ Writes  verification.json beside the backbone (<output>/verification/<backbone>/
     python verify_fr.py verify.bins=data/benchmarks
     python verify_fr.py verify.backbone=... verify.lfw_pairs=data/pairs.txt verify.lfw_faces=output/lfw/aligned
 """
+if __name__ == "__main__":
+    from utils.runtime.errors import listen
+    listen()  # the imports take seconds
 import functools
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,15 +20,15 @@ import numpy as np
 from config import places
 from config.config import Verify
 from config.load import load_config
-from models.published import load_backbone
+from models.published import backbone_digest, load_backbone
 from utils.evaluation.verification import BENCHMARKS, ijb, read_bin, read_ijbc_meta, read_lfw_pairs, ten_fold
 from utils.faces.aligned import read_aligned
-from utils.faces.folders import IMAGE_SUFFIXES, read_image
+from utils.faces.images import IMAGE_SUFFIXES, read_image
 from utils.faces.template import SIZE, TEMPLATES, centre_crop, warp
 from utils.recognition.embedding import embed
 from utils.runtime import ranks as distributed
 from utils.runtime.errors import UserError, run_script
-from utils.runtime.files import file_digest, require_file, write_json
+from utils.runtime.files import require_file, write_json
 from utils.runtime.records import decided, versions
 
 FAR = {"IJB-C TAR@1e-5": 1e-5, "IJB-C TAR@1e-4": 1e-4}
@@ -80,8 +83,9 @@ def main() -> None:
                      list(FAR.values()))
         percent |= {name: 100 * value for name, value in zip(FAR, tar, strict=True)}
 
-    target = places.verification_file(file, config)
-    write_json(target, {"backbone": str(file), "digest": file_digest(file), "per_cent": percent,
+    digest = backbone_digest(file)
+    target = places.verification_file(file, digest, config)
+    write_json(target, {"backbone": str(file), "digest": digest, "per_cent": percent,
                         "standard_deviation": {name: 100 * std for name, (_, std) in results.items()},
                         "counts": counts, "config": asdict(config), "versions": versions()})
     print(markdown_table(file, percent))

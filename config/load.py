@@ -2,6 +2,7 @@
 import dataclasses
 import difflib
 import math
+import os
 import sys
 import typing
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -59,11 +60,19 @@ def resolve(preset: Mapping[str, Any], overrides: Mapping[str, str], choices: Ch
         if name not in known and name != "preset":
             raise UserError(f"{name}: is an unknown setting; {_nearest(name, known)}")
     values |= {name: _parse(name, text, known[name]) for name, text in overrides.items()}
+    values = {name: os.path.expanduser(value) if isinstance(value, str) else value for name, value in values.items()}
     config = _build(Config, values)
     for name, field in known.items():
         _check_value(name, get(config, name), field, choices.get(name) or field.metadata["choices"])
     check_combinations(config)
     return config
+
+
+def from_record(values: Mapping[str, Any]) -> Config:
+    """The Config of a record, as dataclasses.asdict gave it. Raises UserError where it is of an earlier version."""
+    flat = {f"{group}.{name}": tuple(value) if isinstance(value, list) else value
+            for group, items in values.items() if isinstance(items, dict) for name, value in items.items()}
+    return resolve(flat | {name: value for name, value in values.items() if not isinstance(value, dict)}, {})
 
 
 def settings(group: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
@@ -106,7 +115,7 @@ def check_combinations(config: Config) -> None:
 
 def help_text(doc: str, reads: Collection[str] = (), choices: Choices | None = None) -> str:
     """The script's docstring and the settings it reads with their defaults, choices, units and the paper's values."""
-    lines = [doc.strip(), "", "usage: python <script>.py [--preset NAME] [group.name=value ...]",
+    lines = [doc.strip(), "", "usage: python <script>.py [--preset NAME] [group.name=value ...] [--traceback]",
              f"presets: {', '.join(PRESETS)} (default: {DEFAULT_PRESET}); add yours in config/config.py", ""]
     for name, field in settings(Config):
         if reads and "." in name and name.partition(".")[0] not in reads:

@@ -95,12 +95,12 @@ def packed_faces(config: Config, digest: str) -> Path:
     return fr_folder(config).parent / f"faces-{digest[:16]}.npy"
 
 
-def verification_file(backbone: Path, config: Config) -> Path:
-    """Beside the backbone, or in <output>/verification/ where the backbone is not ours."""
+def verification_file(backbone: Path, digest: str, config: Config) -> Path:
+    """Beside a backbone of ours; another's is in <output>/verification/, by what is in it, since names recur."""
     output = Path(config.paths.output)
     if backbone.resolve().is_relative_to(output.resolve()):
         return backbone.with_name("verification.json")
-    return output / "verification" / backbone.stem / "verification.json"
+    return output / "verification" / f"{backbone.stem}-{digest[:8]}" / "verification.json"
 
 
 # ---- stage 0 and the experiments -------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from config import places
 from config.load import load_config
 from models.published import load_backbone
 from utils.faces.aligned import read_kept
-from utils.faces.folders import read_image
+from utils.faces.images import read_image
 from utils.faces.template import SIZE
 from utils.identities.contexts import normalise
 from utils.recognition.embedding import embed

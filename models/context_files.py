@@ -1,13 +1,15 @@
 """Files of identity contexts, and what contexts must be for any stage to use them."""
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from utils.runtime import files
+from utils.runtime import files, foreign_arrays
 from utils.runtime.errors import UserError
 
+MOST_ID_BYTES = 200  # in UTF-8: file systems take 255, and names of images and parts are longer than ids
 UNIT_TOLERANCE = 1e-4  # of a norm: float32 rounding is far below, a forgotten normalisation far above
 
 
@@ -17,17 +19,20 @@ def write(file: Path | str, ids: Sequence[str], contexts: np.ndarray) -> None:
     files.write_npz(file, ids=np.array(ids, dtype=str), contexts=contexts.astype(np.float32, copy=False))
 
 
-def read(file: Path | str, dimension: int | None = None) -> tuple[list[str], np.ndarray]:
+def read(file: Path | str, dimension: int | None = None,
+         fix: str = "delete it and run create_sample_identity_contexts.py again") -> tuple[list[str], np.ndarray]:
     """ids and contexts [N, D] float32, unit norm, of a file that `write` made.
 
     Args:
         dimension: the width that the diffusion model takes, where it is known.
+        fix: what to do about a damaged file.
     Raises:
         UserError: the file is missing or damaged, or check_contexts refuses what it holds.
     """
     files.require_file(file, "contexts", "run create_sample_identity_contexts.py with the same settings first")
-    arrays = files.read_npz(file, ("ids", "contexts"))
-    ids, contexts = arrays["ids"].astype(str).ravel().tolist(), arrays["contexts"]
+    arrays = files.read_npz(file, ("ids", "contexts"), fix)
+    with foreign_arrays.reading(file, "a file of contexts", fix):  # ids may be bytes that are no text
+        ids, contexts = arrays["ids"].astype(str).ravel().tolist(), arrays["contexts"]
     check_contexts(file, ids, contexts, dimension)
     return ids, contexts.astype(np.float32, copy=False)
 
@@ -62,15 +67,22 @@ def check_contexts(file: Path | str, ids: Sequence[str], contexts: np.ndarray, d
         raise UserError(f"{file}: has {len(ids)} ids for {len(contexts)} contexts; make the file again")
     if len(set(ids)) < len(ids):
         repeated = Counter(ids).most_common(1)[0][0]
-        raise UserError(f"{file}: the id '{repeated}' occurs more than once; rename or remove the repeated ones")
+        raise UserError(f"{file}: the id {repeated[:200]!r} occurs more than once; rename or remove the repeated ones")
     for name in ids:
-        if not name.strip() or name.startswith(".") or "/" in name or "\\" in name:
-            raise UserError(f"{file}: the id '{name}' cannot name a folder of images; rename it")
+        if not can_name_folder(name):
+            raise UserError(f"{file}: the id {name[:200]!r} cannot name a folder of images; rename it")
     off_unit = np.abs(row_norms(contexts) - 1) > UNIT_TOLERANCE
     if off_unit.any():
         row = int(np.argmax(off_unit))
-        raise UserError(f"{file}: the context of '{ids[row]}' (row {row}) is not of unit norm; "
+        raise UserError(f"{file}: the context of {ids[row]!r} (row {row}) is not of unit norm; "
                         "divide every row by its norm")
+
+
+def can_name_folder(name: str) -> bool:
+    """Whether a name is a visible folder's on every system, of UTF-8 and not too long."""
+    if not name.strip() or name.startswith(".") or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+        return False  # control characters and halves of surrogate pairs
+    return not {"/", "\\"} & set(name) and len(name.encode()) <= MOST_ID_BYTES
 
 
 def check_vectors(file: Path | str, vectors: np.ndarray, dimension: int | None = None) -> None:

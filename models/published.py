@@ -1,5 +1,7 @@
 """Reads the published weights and contexts, whatever their container. No file gets to run code: see state_dicts.py."""
+import math
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,17 @@ from models.autoencoder import DECODER_PREFIXES, ENCODER_PREFIXES, Autoencoder, 
 from models.hydra_config import HydraConfig
 from models.ncnn_backbone import NcnnBackbone
 from models.schedule import linear_betas, schedule_tables
-from models.state_dicts import DOWNLOAD, first_difference, read_state_dict, read_torch
+from models.state_dicts import DOWNLOAD, container, first_difference, read_state_dict, read_torch, tensor_fault
 from models.unet import ConditionalUNet
+from utils.runtime import foreign_arrays
 from utils.runtime.errors import UserError
 from utils.runtime.files import file_digest, require_file, text_digest
 
 EPS_PREFIX = "eps_model."  # of the network's parameters; the schedule's tables have none
 LATENT_FACTOR = 4  # image size / latent size of the published first stage, VQ-f4; the diffusion folder does not tell
+IMAGE_SIZES = 8, 8192  # px
+MOST_STEPS = 100_000  # T
+MOST_CHANNELS, MOST_LEVELS, MOST_BLOCKS = 65_536, 8, 64  # of a network; blocks per resolution
 LDM_PREFIX = "first_stage_model."  # of the first stage inside a whole latent diffusion model of LDM
 
 
@@ -47,17 +53,22 @@ def load_diffusion(folder: Path | str, step: int | None = None,
     weights_file = checkpoint_file(folder / "checkpoints", step, ema)
 
     T, schedule, image_size = config["diffusion.T"], config["diffusion.schedule_type"], config["constants.image_size"]
-    if schedule != "linear" or not isinstance(T, int) or T < 1:
+    if schedule != "linear" or not is_whole(T, 2, MOST_STEPS):
         raise config.error("diffusion", f"schedule '{schedule}' with T = {T} is not supported; use a model trained "
-                           "with the linear schedule")
+                           f"with the linear schedule in 2 to {MOST_STEPS:,} steps")
     prediction = config["diffusion"].get("prediction", "eps")
     if prediction not in ("eps", "v"):
         raise config.error("diffusion.prediction", f"'{prediction}' is not supported; use a model that predicts eps or v")
     if config["latent_diffusion"] is not True:
         raise config.error("latent_diffusion", "models of pixels are not supported; use a model of latents")
-    if not isinstance(image_size, int) or image_size < 1 or image_size % LATENT_FACTOR:
-        raise config.error("constants.image_size", f"{image_size} is no multiple of {LATENT_FACTOR}; {DOWNLOAD}")
+    if not is_whole(image_size, *IMAGE_SIZES) or image_size % LATENT_FACTOR:
+        raise config.error("constants.image_size", f"{image_size} is no multiple of {LATENT_FACTOR} from {IMAGE_SIZES[0]} to "
+                           f"{IMAGE_SIZES[1]}; {DOWNLOAD}")
     unet = build_unet(config)
+    smallest = LATENT_FACTOR * 2 ** (len(config["model.channel_multipliers"]) - 1)
+    if image_size % smallest:
+        raise config.error("constants.image_size", f"{image_size} is no multiple of {smallest}, which the network halves it "
+                           f"by; {DOWNLOAD}")
     tables = schedule_tables(linear_betas(T))
 
     weights = read_state_dict(weights_file, "the diffusion model's weights")
@@ -98,13 +109,45 @@ def build_unet(config: HydraConfig) -> ConditionalUNet:
     if not isinstance(section, dict):
         raise config.error("model", f"{section!r} describes no network; {DOWNLOAD}")
     arguments = {key: value for key, value in section.items() if key != "_target_"}
+    for key, value in arguments.items():
+        if fault := argument_fault(key, value):
+            raise config.error(f"model.{key}", f"{value!r} {fault}; {DOWNLOAD}")
     try:
+        if arguments["initial_channels"] * math.prod(arguments["channel_multipliers"]) > MOST_CHANNELS:
+            raise ValueError(f"more than {MOST_CHANNELS:,} channels")
         with torch.device("meta"):
             return ConditionalUNet(**arguments)
     except UserError as error:
         raise UserError(f"{config.file}: model.{error}") from None
-    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise config.error("model", f"describes no network that is known here ({error}); {DOWNLOAD}") from None
+    except Exception as error:  # whatever the combination is refused by
+        raise config.error("model", f"describes no network that is known here ({type(error).__name__}: {error}); "
+                           f"{DOWNLOAD}") from None
+
+
+def argument_fault(key: str, value: Any) -> str | None:
+    """Why a value cannot be the network's, in words; None where it may be, or is of a key that the network judges."""
+    if key in ("input_channels", "initial_channels", "context_input_channels", "context_channels", "attention_head_channels"):
+        return None if is_whole(value, 1, MOST_CHANNELS) else f"is no whole number from 1 to {MOST_CHANNELS}"
+    if key == "attention_heads":
+        return None if is_whole(value, -1, MOST_CHANNELS) else f"is no whole number from -1 to {MOST_CHANNELS}"
+    if key == "n_blocks_per_resolution":
+        return None if is_whole(value, 1, MOST_BLOCKS) else f"is no whole number from 1 to {MOST_BLOCKS}"
+    if key in ("channel_multipliers", "is_attention"):
+        if not (isinstance(value, list) and 1 <= len(value) <= MOST_LEVELS):
+            return f"is no list of 1 to {MOST_LEVELS}"
+        if key == "is_attention":
+            return None if all(isinstance(item, bool) for item in value) else "is no list of true and false"
+        return None if all(is_whole(item, 1, MOST_CHANNELS) for item in value) else "has a multiplier that is none"
+    if key == "learn_empty_context":
+        return None if isinstance(value, bool) else "is neither true nor false"
+    if key == "context_dropout_probability":
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return None if is_number and 0 <= value <= 1 else "is no number from 0 to 1"
+    return None
+
+
+def is_whole(value: Any, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most
 
 
 # ---- the first stage -------------------------------------------------------------------------------------------------
@@ -174,27 +217,31 @@ def load_contexts(file: Path | str) -> tuple[list[str], np.ndarray]:
 
     Args:
         file: what `models.context_files.write` wrote (.npz); a published dict of vectors by identity, which torch.save
-            wrote, whatever the file is called; or a plain .npy array [N, D], whose rows are then called 0, 1, ...
+            wrote; or a plain .npy array [N, D], whose rows are then called 0, 1, ... The first bytes tell, not the suffix.
     Raises:
         UserError: the file is missing, damaged or would run code, or models.context_files.check_contexts refuses it.
     """
     file = require_file(file, "the contexts", DOWNLOAD + ", or correct the setting")
-    if file.suffix == ".npz":
-        return context_files.read(file)
-    with open(file, "rb") as start:
-        is_numpy = start.read(6) == b"\x93NUMPY"
-    ids, vectors = _plain_array(file) if is_numpy else _torch_dict(file)
-    context_files.check_vectors(file, vectors)
-    contexts = context_files.normalise(vectors)
-    context_files.check_contexts(file, ids, contexts)
+    with foreign_arrays.reading(file, "a file of contexts", DOWNLOAD):
+        kind = container(file)
+        if kind == "safetensors":
+            raise UserError(f"{file}: is a .safetensors file, not contexts (.npz, .npy, or by torch.save); choose another file")
+        if kind == "zip":
+            with zipfile.ZipFile(file) as archive:
+                is_torch = any(name.endswith("/data.pkl") for name in archive.namelist())
+            if not is_torch:
+                return context_files.read(file, fix=DOWNLOAD)
+        ids, vectors = _plain_array(file) if kind == "npy" else _torch_dict(file)
+        context_files.check_vectors(file, vectors)
+        contexts = context_files.normalise(vectors)
+        context_files.check_contexts(file, ids, contexts)
     return ids, contexts
 
 
 def _plain_array(file: Path) -> tuple[list[str], np.ndarray]:
-    try:
-        vectors = np.atleast_1d(np.load(file, allow_pickle=False))
-    except (ValueError, EOFError) as error:
-        raise UserError(f"{file}: is no complete array of numbers ({error}); {DOWNLOAD}") from None
+    size = foreign_arrays.require_regular(file)
+    with foreign_arrays.reading(file, "a whole array of numbers", DOWNLOAD), open(file, "rb") as stream:
+        vectors = np.atleast_1d(foreign_arrays.read_npy(stream, size))
     return [str(row) for row in range(len(vectors))], vectors
 
 
@@ -202,8 +249,20 @@ def _torch_dict(file: Path) -> tuple[list[str], np.ndarray]:
     by_id = read_torch(file)
     if not isinstance(by_id, Mapping) or not by_id:
         raise UserError(f"{file}: holds no vectors by identity; choose a file of contexts")
-    ids = [str(int(key)) if str(key).isdecimal() else str(key) for key in by_id]
-    try:
-        return ids, np.stack([np.asarray(vector) for vector in by_id.values()])
-    except ValueError as error:
-        raise UserError(f"{file}: its vectors differ in shape ({error}); {DOWNLOAD}") from None
+    ids = [str(int(key)) if re.fullmatch("[0-9]{1,18}", str(key)) else str(key) for key in by_id]
+    vectors = [_vector(value) for value in by_id.values()]
+    if len({vector.shape for vector in vectors}) > 1:
+        raise UserError(f"{file}: its vectors differ in shape ({vectors[0].shape} and others); {DOWNLOAD}")
+    if sum(vector.nbytes for vector in vectors) > 2 * max(file.stat().st_size, 2**20):
+        raise UserError(f"{file}: its vectors are larger than the file; {DOWNLOAD}")
+    return ids, np.stack(vectors)
+
+
+def _vector(value: Any) -> np.ndarray:
+    """A vector in any float type, whether or not it was trained. Raises ValueError where it is no plain tensor."""
+    if not isinstance(value, Tensor):
+        return np.asarray(value)
+    if fault := tensor_fault(value):
+        raise ValueError(f"a vector {fault}")
+    value = value.detach()
+    return (value if value.dtype == torch.float64 or not value.is_floating_point() else value.float()).numpy()

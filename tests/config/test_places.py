@@ -56,7 +56,7 @@ def test_everything_lies_in_the_output_root():
     assert all(place.is_relative_to(run) for place in in_run) and len(set(in_run)) == len(in_run)
     elsewhere = [places.contexts_file(config), places.negatives_file(config), places.training_folder(config),
                  places.face_cache(config), places.experiment_folder(config), places.memorisation_folder(config),
-                 places.verification_file(Path("data/r50.pth"), config)]
+                 places.verification_file(Path("data/r50.pth"), "ab" * 32, config)]
     assert all(place.is_relative_to("/data/out") for place in elsewhere) and len(set(elsewhere)) == len(elsewhere)
     assert places.alignment_record(places.aligned(run)) == run / "aligned" / "align.json"
 
@@ -68,5 +68,8 @@ def test_the_runs_that_are_compared_are_those_of_the_overlay():
 
 def test_a_backbone_of_ours_has_its_verification_beside_it():
     config = load("paths.output=out")
-    assert places.verification_file(Path("out/a/fr/b/backbone.safetensors"), config) == Path("out/a/fr/b/verification.json")
-    assert places.verification_file(Path("data/r50.pth"), config) == Path("out/verification/r50/verification.json")
+    ours, digest = Path("out/a/fr/b/backbone.safetensors"), "ab" * 32
+    assert places.verification_file(ours, digest, config) == Path("out/a/fr/b/verification.json")
+    theirs = places.verification_file(Path("data/r50.pth"), digest, config)
+    assert theirs == Path("out/verification/r50-abababab/verification.json")
+    assert places.verification_file(Path("data/other/r50.pth"), "cd" * 32, config) != theirs

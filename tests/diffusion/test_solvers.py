@@ -11,7 +11,7 @@ from models.schedule import linear_betas
 from models.unet import ConditionalUNet
 from utils.diffusion.guidance import guided
 from utils.diffusion.latent_diffusion import LatentDiffusion
-from utils.diffusion.solvers import PUBLISHED, SOLVERS, check_published, published_timesteps, sample, timesteps
+from utils.diffusion.solvers import PUBLISHED, SOLVERS, check, published_timesteps, sample, timesteps
 from utils.runtime.errors import UserError
 
 DATA = Path(__file__).parents[1] / "data"
@@ -92,19 +92,27 @@ def test_the_impossible_is_refused(solver, steps, as_published, words):
         sample(toy_denoise, torch.zeros(SHAPE), solver, steps, noise=None, as_published=as_published)
 
 
-@pytest.mark.parametrize("solver, steps, words", [
-    ("dpm++", 20, "sampling.as_published: true is impossible with sampling.solver=dpm[+][+], .* sampling.solver to ddpm or ddim"),
-    ("ddpm", 50, "sampling.steps: 50 is impossible .* set sampling.steps=1000, or sampling.as_published=false")])
-def test_what_was_never_published_is_refused_before_anything_is_loaded(solver, steps, words):
+@pytest.mark.parametrize("solver, steps, as_published, words", [
+    ("dpm++", 20, True, "sampling.as_published: true is impossible with sampling.solver=dpm[+][+], .* to ddpm or ddim"),
+    ("ddpm", 50, True, "sampling.steps: ddpm does not run in 50 steps .* sampling.steps=1000, or sampling.as_published=false"),
+    ("dpm++", 1000, False, "sampling.steps: dpm[+][+] does not run in 1000 steps of T = 1000: .*; set fewer, at most 999"),
+    ("ddim", 1001, False, "sampling.steps: ddim does not run in 1001 steps of T = 1000: steps must lie in 1 .. T")])
+def test_what_a_solver_cannot_run_is_refused(solver, steps, as_published, words):
     with pytest.raises(UserError, match=words) as refusal:
-        check_published(solver, steps)
+        check(solver, steps, as_published, 1000)
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("steps", [1, 2, 3, 15, 50, 333, 997, 999])
+def test_what_a_solver_can_run_passes(solver, steps):
+    check(solver, steps, False, 1000)
+
+
 def test_what_was_published_passes():
-    check_published("ddpm", 1000)
-    check_published("ddim", 150)
-    check_published("ddpm", 500, T=500)
+    check("ddpm", 1000, True, 1000)
+    check("ddim", 150, True, 1000)
+    check("ddpm", 500, True, 500)
 
 
 def test_the_published_solvers_are_among_the_solvers():

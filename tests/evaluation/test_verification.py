@@ -8,6 +8,7 @@ import pytest
 
 from config.config import Config
 from config.load import settings
+from tests.runtime.mutations import check_reader
 from utils.evaluation import verification
 from utils.evaluation.verification import BENCHMARKS, ijb, read_bin, read_ijbc_meta, read_lfw_pairs, ten_fold
 from utils.runtime.errors import UserError
@@ -124,8 +125,10 @@ def test_ijb_refuses_a_protocol_that_has_no_answer(golden, change, message):
         ijb(*(broken[name] for name in PROTOCOL))
 
 
-def write_meta(folder, media="1.jpg 1 10\n2.jpg 2 11\n",
-               points="1.jpg 1 2 3 4 5 6 7 8 9 10 0.5\n2.jpg 1.5 2 3 4 5 6 7 8 9 10 0.25\n", pairs="1 2 0\n1 1 1\n"):
+POINTS = "1.jpg 38 51 73 52 56 71 41 92 70 92 0.5\n2.jpg 1.5 2 8 2 5 6 2 9 7 10 0.25\n"
+
+
+def write_meta(folder, media="1.jpg 1 10\n2.jpg 2 11\n", points=POINTS, pairs="1 2 0\n1 1 1\n"):
     for name, text in (("face_tid_mid", media), ("name_5pts_score", points), ("template_pair_label", pairs)):
         (folder / f"ijbc_{name}.txt").write_text(text)
     return folder
@@ -135,7 +138,7 @@ def test_ijbc_meta_files_are_read(tmp_path):
     meta = read_ijbc_meta(write_meta(tmp_path))
     assert meta.names.tolist() == ["1.jpg", "2.jpg"]
     assert meta.template.tolist() == [1, 2] and meta.media.tolist() == [10, 11]
-    np.testing.assert_array_equal(meta.landmarks[1], [[1.5, 2], [3, 4], [5, 6], [7, 8], [9, 10]])
+    np.testing.assert_array_equal(meta.landmarks[1], [[1.5, 2], [8, 2], [5, 6], [2, 9], [7, 10]])
     assert meta.faceness.tolist() == [0.5, 0.25]
     assert (meta.p1.tolist(), meta.p2.tolist(), meta.label.tolist()) == ([1, 1], [2, 1], [0, 1])
 
@@ -147,6 +150,13 @@ def test_ijbc_meta_files_are_read(tmp_path):
     ({"pairs": "1 2 0\n1 2 2\n"}, "neither 0 nor 1"),
     ({"pairs": "1 2 0.5\n"}, "line 1 is not"),
     ({"media": "2.jpg 2 11\n1.jpg 1 10\n"}, "same order"),
+    ({"points": POINTS.replace("1.5", "nan")}, "score.txt: the landmarks of 2.jpg are not finite; "),
+    ({"points": POINTS.replace("1.5", "-inf")}, "score.txt: the landmarks of 2.jpg are not finite; "),
+    ({"points": POINTS.replace("1.5 2 8 2 5 6 2 9 7 10", "1 2 3 4 5 6 7 8 9 10")}, "the landmarks of 2.jpg coincide or lie on a"),
+    ({"points": POINTS.replace("1.5 2 8 2 5 6 2 9 7 10", "5 5 5 5 5 5 5 5 5 5")}, "the landmarks of 2.jpg coincide or lie on a"),
+    ({"points": POINTS.replace("38 51 73 52 56 71 41 92 70 92", "73 52 38 51 56 71 70 92 41 92")}, "of 1.jpg are mirrored"),
+    ({"points": POINTS.replace("0.25", "nan")}, "score.txt: the score of 2.jpg is not finite; "),
+    ({"pairs": "1 99999999999999999999 0\n"}, "label.txt: line 1 is not"),
 ])
 def test_malformed_meta_lines_are_named(tmp_path, change, message):
     with pytest.raises(UserError, match=message):
@@ -178,11 +188,21 @@ def test_lfw_pairs_are_read_in_order(tmp_path):
 
 @pytest.mark.parametrize(("text", "message"), [
     ("", "line 1"), ("Ann\t1\t2\n", "line 1"), (PAIRS.replace("\t13", ""), "line 3"),
-    (PAIRS.replace("13", "x"), "line 3"), (PAIRS[:-15], "holds 2 matched and 1 mismatched"),
+    (PAIRS.replace("13", "x"), "line 3"), (PAIRS.replace("13", "1" * 5000), "line 3"),
+    (PAIRS.replace("Bo\t2", "../Bo\t2"), "line 3"), (PAIRS.replace("Bo\t2", "B\0o\t2"), "line 3"), ("0 0\n", "holds 0 matched"),
+    (PAIRS[:-15], "holds 2 matched and 1 mismatched"),
 ])
 def test_malformed_pairs_are_named(tmp_path, text, message):
     (tmp_path / "pairs.txt").write_text(text)
     with pytest.raises(UserError, match=message):
+        read_lfw_pairs(tmp_path / "pairs.txt")
+
+
+def test_pairs_may_begin_with_a_byte_order_mark_but_must_be_utf_8(tmp_path):
+    (tmp_path / "pairs.txt").write_text(PAIRS, encoding="utf-8-sig")
+    assert len(read_lfw_pairs(tmp_path / "pairs.txt")[0]) == 4
+    (tmp_path / "pairs.txt").write_text(PAIRS, encoding="utf-16")
+    with pytest.raises(UserError, match=r"pairs.txt: is not UTF-8 \(.*; save the pairs as UTF-8$"):
         read_lfw_pairs(tmp_path / "pairs.txt")
 
 
@@ -239,6 +259,13 @@ class Run:
         return self.call
 
 
+class Build(Run):
+    """Unpickles by calling a function and setting the state of what it gives."""
+
+    def __init__(self, function, arguments, state):
+        self.call = function, arguments, state
+
+
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("attack", [
     Run(os.remove, "trace"), Run(eval, "__import__('os').remove('trace')"), Run(getattr, "", "join"),
@@ -264,6 +291,51 @@ def test_damaged_bin_files_are_named(tmp_path, content):
         read_bin(tmp_path / "lfw.bin")
 
 
+def test_an_array_that_would_corrupt_the_memory_is_refused(tmp_path):
+    """Of type object, with flags that make numpy take the file's bytes for pointers."""
+    array = np.zeros(4, np.uint8)
+    state = (3, "|", None, None, None, -1, -1, 63)
+    hostile = Build(array.__reduce__()[0], (np.ndarray, (0,), b"b"),
+                    (1, (4,), Build(np.dtype, ("O8", False, True), state), False, b"\x41" * 32))
+    for protocol in range(2, 6):
+        (tmp_path / "lfw.bin").write_bytes(pickle.dumps(([hostile] * 2, [True]), protocol))
+        with pytest.raises(UserError, match="lfw.bin: .*not plain numbers"):
+            read_bin(tmp_path / "lfw.bin")
+
+
+@pytest.mark.parametrize("same", [[2], ["yes"], [None], [[True]], [np.float32(np.nan)], [np.ones(1)], {True: 1}.items()])
+def test_a_label_is_true_or_false(tmp_path, same):
+    (tmp_path / "lfw.bin").write_bytes(pickle.dumps((ENCODED[:2], list(same))))
+    with pytest.raises(UserError, match="neither True nor False|is not a .bin benchmark"):
+        read_bin(tmp_path / "lfw.bin")
+
+
+def test_what_one_pickle_names_often_is_made_once(tmp_path):
+    image = np.zeros(10**6, np.uint8)
+    (tmp_path / "lfw.bin").write_bytes(pickle.dumps(([image] * 2000, [True] * 1000)))
+    images, _ = read_bin(tmp_path / "lfw.bin")
+    assert len(images) == 2000 and len({id(image) for image in images}) == 1
+
+
 def test_a_missing_bin_file_is_named(tmp_path):
     with pytest.raises(UserError, match="lfw.bin: no such file"):
         read_bin(tmp_path / "lfw.bin")
+
+
+# ---- random damage ---------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_damaged_bin_files_are_read_or_refused(tmp_path, protocol):
+    images = [np.frombuffer(image, np.uint8).copy() for image in ENCODED[:2]] + ENCODED[2:]
+    file = tmp_path / "lfw.bin"
+    check_reader(file, pickle.dumps((images, [np.True_, False]), protocol), lambda: read_bin(file))
+
+
+def test_damaged_pairs_are_read_or_refused(tmp_path):
+    check_reader(tmp_path / "pairs.txt", PAIRS.encode(), lambda: read_lfw_pairs(tmp_path / "pairs.txt"))
+
+
+@pytest.mark.parametrize("name", ["face_tid_mid", "name_5pts_score", "template_pair_label"])
+def test_damaged_meta_files_are_read_or_refused(tmp_path, name):
+    file = write_meta(tmp_path) / f"ijbc_{name}.txt"
+    check_reader(file, file.read_bytes(), lambda: read_ijbc_meta(tmp_path))

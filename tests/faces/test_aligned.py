@@ -3,18 +3,28 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.faces.aligned import keep, merge_failures, read_aligned, read_failures, read_kept, write_failures, write_kept
+from utils.faces.aligned import keep, merge, read_aligned, read_kept, read_list, write_kept, write_list, write_lists
 from utils.runtime.errors import UserError
 
 
-def test_failures_of_all_ranks_and_of_killed_runs_come_together(tmp_path):
-    write_failures(tmp_path, {("b", "1.png"): "no face found"})
-    write_failures(tmp_path, {("a", 'ü, "2".png'): "landmarks are mirrored"}, rank=0)
-    write_failures(tmp_path, {("c", "3\u2028.png"): "x: is not readable"}, rank=7)
-    expected = {("a", 'ü, "2".png'): "landmarks are mirrored", ("b", "1.png"): "no face found",
-                ("c", "3\u2028.png"): "x: is not readable"}
-    assert merge_failures(tmp_path) == expected and read_failures(tmp_path / "failures.csv") == expected
-    assert [file.name for file in tmp_path.iterdir()] == ["failures.csv"]
+def test_lists_of_all_ranks_and_of_killed_runs_come_together(tmp_path):
+    a, b, c, d = ("a", 'ü, "2".png'), ("b", "1.png"), ("c", "3\u2028.png"), ("d", "gone.png")
+    write_list(tmp_path, "failures", {b: "no face found", d: "no face found"})
+    write_list(tmp_path, "sources", {b: "1", d: "4"})
+    write_lists(tmp_path, {a: "landmarks are mirrored"}, {a: "2"}, rank=0)
+    write_lists(tmp_path, {c: "x: is not readable"}, {c: "3"}, rank=7)
+    failures = {a: "landmarks are mirrored", b: "no face found", c: "x: is not readable"}
+    assert merge(tmp_path, {a, b, c}) == (failures, {a: "2", b: "1", c: "3"})
+    assert read_list(tmp_path / "failures.csv", "failures") == failures
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["failures.csv", "sources.csv"]
+
+
+def test_what_was_repaired_is_no_failure_any_more(tmp_path):
+    image = ("a", "1.png")
+    write_list(tmp_path, "failures", {image: "no face found"})
+    write_list(tmp_path, "sources", {image: "old"})
+    write_lists(tmp_path, {}, {image: "new"}, rank=1)
+    assert merge(tmp_path, {image}) == ({}, {image: "new"})
 
 
 def test_kept_are_the_first_images_of_the_first_identities_with_enough(tmp_path):

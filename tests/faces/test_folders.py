@@ -1,12 +1,14 @@
 """Folders of images, which of them are chosen, and reading an image."""
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from utils.faces.folders import identity_folders, image_folders, listing, read_image, select
+from utils.faces.folders import identity_folders, image_folders, listing, select
+from utils.faces.images import read_image
 from utils.runtime.errors import UserError
 
 
@@ -58,20 +60,24 @@ def test_select_takes_the_first_identities_and_images(tmp_path):
     assert list(select(folders, identities=1, images_per_identity=0, minimum_images=2, leave_out={"a"})) == ["c"]
 
 
-def test_a_listing_is_another_one_when_anything_about_an_image_changes(tmp_path):
+def test_a_listing_is_another_one_when_a_name_or_a_content_changes_and_only_then(tmp_path):
     make_files(tmp_path, "a/0.png", "a/1.png", "b/0.png")
     for k, file in enumerate(sorted(tmp_path.glob("*/*"))):
-        os.utime(file, ns=(k, k))
+        file.write_bytes(b"%d" % k)
     seen = [listing(identity_folders(tmp_path))]
-    assert listing(identity_folders(tmp_path)) == seen[0]
     os.utime(tmp_path / "b" / "0.png", ns=(99, 99))
-    seen.append(listing(identity_folders(tmp_path)))
-    (tmp_path / "b" / "0.png").write_bytes(b"longer")
-    os.utime(tmp_path / "b" / "0.png", ns=(99, 99))
+    shutil.copytree(tmp_path, tmp_path.parent / "copy")  # other times, other inodes
+    assert listing(identity_folders(tmp_path)) == listing(identity_folders(tmp_path.parent / "copy")) == seen[0]
+    before = (tmp_path / "b" / "0.png").stat()
+    (tmp_path / "b" / "0.png").write_bytes(b"x")  # of the same size and time
+    os.utime(tmp_path / "b" / "0.png", ns=(before.st_atime_ns, before.st_mtime_ns))
     seen.append(listing(identity_folders(tmp_path)))
     (tmp_path / "a" / "1.png").rename(tmp_path / "a" / "2.png")
     seen.append(listing(identity_folders(tmp_path)))
     (tmp_path / "b").rename(tmp_path / "c")
+    seen.append(listing(identity_folders(tmp_path)))
+    (tmp_path / "c" / "0.png").unlink()
+    (tmp_path / "c" / "0.png").symlink_to("nowhere")
     seen.append(listing(identity_folders(tmp_path)))
     assert len(set(seen)) == 5 and all(len(digest) == 64 for digest in seen)
 

@@ -103,6 +103,12 @@ NAN, INFINITE, ZERO, LONG = (GOOD * np.where(np.arange(3) == 2, factor, 1)[:, No
     (["a", "b", "../c"], GOOD, "the id '../c' cannot name a folder"),
     (["a", "b", "/c"], GOOD, "the id '/c' cannot name a folder"),
     (["a", "b", ""], GOOD, "the id '' cannot name a folder"),
+    (["a", "b", "c\0d"], GOOD, "the id 'c.x00d' cannot name a folder"),
+    (["a", "b", "c\nd"], GOOD, "the id 'c.nd' cannot name a folder"),
+    (["a", "b", "c\ud800"], GOOD, "the id 'c.ud800' cannot name a folder"),
+    (["a", "b", "é" * 101], GOOD, "the id 'é{101}' cannot name a folder"),
+    (["a", "b", ".."], GOOD, "the id '..' cannot name a folder"),
+    (["a", "b", "c\\d"], GOOD, "the id .* cannot name a folder"),
 ])
 def test_unusable_contexts_are_refused_in_one_line(tmp_path, ids, contexts, words):
     file = tmp_path / "c.npz"
@@ -110,6 +116,12 @@ def test_unusable_contexts_are_refused_in_one_line(tmp_path, ids, contexts, word
     with pytest.raises(UserError, match=f"c.npz: .*{words}.*; ") as refusal:
         identity_contexts.read(file, dimension=8)
     assert "\n" not in str(refusal.value)
+
+
+def test_long_ids_of_any_letters_are_read(tmp_path):
+    ids = ["é" * 100, "李 小龙", "a" * 200]
+    identity_contexts.write(tmp_path / "c.npz", ids, GOOD)
+    assert identity_contexts.read(tmp_path / "c.npz")[0] == ids
 
 
 def test_unusable_contexts_are_not_written(tmp_path):

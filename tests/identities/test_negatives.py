@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 
+from tests.runtime.mutations import check_reader
 from utils.identities import contexts as identity_contexts
 from utils.identities import negatives
 from utils.identities.negatives import STRATEGIES, select
@@ -244,13 +245,23 @@ def test_custom_takes_the_negatives_of_the_csv(tmp_path):
     ("identity,negative\nann\n", ":2: has 1 fields"),
     ("ann,bob\nbob,ann\n", "has no line for 'eve, jr' \\(1 identities"),
     ("", "has no line for 'ann' \\(3 identities"),
-    (b"ann,b\xf8b\n", ":1: there is no identity 'b\ufffdb'"),
+    (b"ann,b\xf8b\n", ": is not UTF-8 \\(invalid start byte at byte 5\\); save the CSV as UTF-8"),
+    ("ann,bob\n".encode("utf-16"), ": is not UTF-8 \\(invalid start byte at byte 0\\); save the CSV as UTF-8"),
+    ("ann,bob\nbob," + "x" * 140_000, ":2: field larger than field limit \\(131072\\); write identity,negative"),
+    ('ann,bob\n"bob\n' + "x\n" * 70_000, ": field larger than field limit"),
+    ("ann,bo\0b\n", ":1: there is no identity 'bo.x00b'"),
+    ("ann," + "x" * 100_000, ":1: there is no identity 'x{200}' in"),
 ])
 def test_a_wrong_custom_file_is_refused_with_its_line(tmp_path, text, words):
     file = tmp_path / "pairs.csv"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=words):
         negatives.read_custom(file, IDS)
+
+
+def test_custom_names_are_the_same_in_either_unicode_form(tmp_path):
+    (tmp_path / "pairs.csv").write_text("José,Ann\nAnn,José\n".replace("é", "e\u0301"), encoding="utf-8")
+    assert negatives.read_custom(tmp_path / "pairs.csv", ["Ann", "José"]).tolist() == [1, 0]
 
 
 def test_a_missing_custom_file_is_named(tmp_path):
@@ -323,3 +334,14 @@ def test_damaged_missing_and_older_files_are_refused(tmp_path):
     np.savez(file, ids=np.array(IDS), index=np.array([1, 2, 0]), contexts_digest=np.array(digest))
     with pytest.raises(UserError, match="negatives.npz: holds no array 'negatives'; delete it"):
         negatives.read(file, IDS, 32, digest)
+
+
+def test_damaged_custom_files_are_read_or_refused(tmp_path):
+    file = tmp_path / "pairs.csv"
+    check_reader(file, b'identity,negative\n"eve, jr",ann\nann, bob\n\nbob,"eve, jr"\n', lambda: negatives.read_custom(file, IDS))
+
+
+@pytest.mark.parametrize("strategy", ["far", "null"])
+def test_damaged_negatives_are_read_or_refused(tmp_path, strategy):
+    file, digest, _ = written(tmp_path, strategy)
+    check_reader(file, file.read_bytes(), lambda: negatives.read(file, IDS, 32, digest))

@@ -1,11 +1,15 @@
 """models/hydra_config.py: a stranger's YAML is checked before anything in it is resolved, and nothing in it is called."""
+import time
 from pathlib import Path
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
+from models import random_weights
 from models.hydra_config import HydraConfig
 from models.published import load_diffusion
+from tests.runtime.mutations import check_reader
 from utils.runtime.errors import UserError
 
 
@@ -55,6 +59,33 @@ def test_only_what_is_asked_for_is_resolved(config):
 ])
 def test_what_cannot_be_resolved_is_named(config, text, path, words):
     assert words in refusal(config(text).__getitem__, path)
+
+
+DOUBLING = "a0: xxxxxxxxxx\n" + "\n".join(f"a{k}: ${{a{k - 1}}}${{a{k - 1}}}" for k in range(1, 40))
+
+
+@pytest.mark.parametrize("text, path, words", [
+    (DOUBLING, "a39", "it takes more than 1000 interpolations"),
+    (DOUBLING.replace("xxxxxxxxxx", "a0"), "a39", "it takes more than 1000 interpolations"),
+    ("a0: 1\n" + "\n".join(f"a{k}: {{x: '${{a{k - 1}}}', y: '${{a{k - 1}}}'}}" for k in range(1, 40)), "a39", "more than 1000"),
+    ("a0: 1\n" + "\n".join(f"a{k}: ['${{a{k - 1}}}', '${{a{k - 1}}}']" for k in range(1, 40)), "a39", "more than 1000"),
+    ("k: a0\nx: {a0: k}\n" + "\n".join(f"a{k}: ${{x.${{k}}}}${{a{k - 1}}}${{a{k - 1}}}" for k in range(1, 40)) + "\na0: 1",
+     "a39", "more than 1000"),
+    ("a: x" + "y" * 60_000 + "\nb: " + "${a}" * 240, "b", "cannot be resolved"),
+    ("a: " + "${b}" * 15_000 + "\nb: 1", "a", "cannot be resolved"),
+    ("a: " + "${" * 30_000, "a", "cannot be resolved"),
+    ("a: ${.b}\nb: 1", "a", "cannot be resolved"),
+], ids=["texts", "circle", "sections", "lists", "nested", "long", "many", "open", "relative"])
+def test_interpolations_that_multiply_are_refused_at_once(config, text, path, words):
+    start = time.process_time()
+    assert words in refusal(config(text).__getitem__, path)
+    assert time.process_time() - start < 2
+
+
+def test_many_interpolations_that_do_not_multiply_are_resolved(config):
+    values = config("x: 1\n" + "\n".join(f"a{k}: ${{x}}/{k}" for k in range(300)) + "\nall: ["
+                    + ", ".join(f"'${{a{k}}}'" for k in range(150)) + "]")
+    assert values["all"][149] == "1/149"
 
 
 # ---- resolvers -------------------------------------------------------------------------------------------------------
@@ -166,8 +197,32 @@ NETWORK = ("model: {input_channels: 3, initial_channels: 32, channel_multipliers
     (REST + "model: 3", "model: 3 describes no network"),
     (REST + "model: ${diffusion.schedule_type}", "model: 'linear' describes no network"),
     (REST + "model: {width: 3}", "model: describes no network that is known here"),
-    (REST + NETWORK.replace("[1, 2]", "[0, 2]"), "model: describes no network that is known here (integer division"),
-    (REST + NETWORK.replace("channels: 32,", "channels: -32,", 1), "model: describes no network that is known here"),
+    (REST + NETWORK.replace("[1, 2]", "[0, 2]"), "model.channel_multipliers: [0, 2] has a multiplier that is none"),
+    (REST + NETWORK.replace("[1, 2]", "[256, 256]"), "model: describes no network that is known here (ValueError: more than"),
+    (REST + NETWORK.replace("[1, 2]", "[1, 1, 1, 1, 1, 1, 1, 1, 1]"), "model.channel_multipliers: [1, 1, 1, 1, 1, 1, 1, 1, 1] "
+     "is no list of 1 to 8"),
+    (REST + NETWORK.replace("[1, 2]", "[]"), "model.channel_multipliers: [] is no list of 1 to 8"),
+    (REST + NETWORK.replace("[1, 2]", "12"), "model.channel_multipliers: 12 is no list of 1 to 8"),
+    (REST + NETWORK.replace("[false, true]", "[0, 1]"), "model.is_attention: [0, 1] is no list of true and false"),
+    (REST + NETWORK.replace("[false, true]", "[true]"), "model.is_attention: 1 is not supported, only 2"),
+    (REST + NETWORK.replace("channels: 32,", "channels: -32,", 1), "model.initial_channels: -32 is no whole number from 1 to"),
+    (REST + NETWORK.replace("channels: 32,", "channels: 1000000000,", 1), "model.initial_channels: 1000000000 is no whole"),
+    (REST + NETWORK.replace("channels: 32,", "channels: 32.0,", 1), "model.initial_channels: 32.0 is no whole number"),
+    (REST + NETWORK.replace("channels: 32,", "channels: true,", 1), "model.initial_channels: True is no whole number"),
+    (REST + NETWORK.replace("head_channels: 32", "head_channels: 0"), "model.attention_head_channels: 0 is no whole number"),
+    (REST + NETWORK.replace("heads: -1", "heads: 1.5"), "model.attention_heads: 1.5 is no whole number"),
+    (REST + NETWORK.replace("resolution: 1", "resolution: 1000000"), "model.n_blocks_per_resolution: 1000000 is no whole"),
+    (REST + NETWORK.replace("probability: 0.25", "probability: .nan"), "model.context_dropout_probability: nan is no number"),
+    (REST + NETWORK.replace("learn_empty_context: false", "learn_empty_context: 7"), "model.learn_empty_context: 7 is neither"),
+    (REST + NETWORK.replace("input_channels: 3, ", ""), "model: describes no network that is known here"),
+    (REST.replace("64", "20") + NETWORK, "constants.image_size: 20 is no multiple of 8, which the network halves it by"),
+    (REST.replace("64", "4"), "constants.image_size: 4 is no multiple of 4 from 8 to 8192"),
+    (REST.replace("64", str(2**30)), f"constants.image_size: {2**30} is no multiple of 4 from 8 to 8192"),
+    (REST.replace("64", "true"), "constants.image_size: True is no multiple of 4"),
+    (REST.replace("1000", "true"), "diffusion: schedule 'linear' with T = True is not supported"),
+    (REST.replace("1000", "1000000000"), "diffusion: schedule 'linear' with T = 1000000000 is not supported"),
+    (REST.replace("1000", "1"), "diffusion: schedule 'linear' with T = 1 is not supported"),
+    (REST.replace("1000", "1" + ":59" * 3000), "diffusion.T: cannot be resolved (Exceeds the limit"),
     (REST, "model: is missing"),
     (REST + "model: &m {}", "has an alias, an anchor or a tag"),
     (REST + "model: {a: !!int abc}", "has an alias, an anchor or a tag"),
@@ -188,3 +243,22 @@ def test_a_model_described_otherwise_is_refused_in_one_line(tmp_path, text, word
         (folder / file).touch()
     (folder / ".hydra/config.yaml").write_text(text)
     assert words in refusal(load_diffusion, folder)
+
+
+# ---- random damage ---------------------------------------------------------------------------------------------------
+
+@pytest.mark.slow
+def test_a_damaged_configuration_is_read_or_refused(tmp_path):
+    file = tmp_path / ".hydra" / "config.yaml"
+    for part in (file, tmp_path / "checkpoints" / "ema_averaged_model.ckpt"):
+        part.parent.mkdir()
+        part.touch()
+
+    def read() -> None:
+        try:
+            load_diffusion(tmp_path)
+        except UserError as error:
+            if "ema_averaged_model.ckpt: is damaged or incomplete" not in str(error):  # then the configuration was read
+                raise
+
+    check_reader(file, yaml.safe_dump(random_weights.config("small"), sort_keys=False).encode(), read)

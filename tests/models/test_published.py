@@ -379,6 +379,39 @@ def test_plain_arrays_are_normalised(tmp_path):
     assert np.allclose(contexts, rows / np.linalg.norm(rows, axis=1, keepdims=True), atol=1e-7)
 
 
+@pytest.mark.parametrize("convert", [
+    torch.Tensor.bfloat16, torch.Tensor.half, torch.Tensor.double, torch.nn.Parameter, lambda row: row.clone().requires_grad_(),
+    lambda row: row.numpy(), lambda row: row.double().numpy(), lambda row: row.half().numpy(), torch.Tensor.tolist])
+def test_contexts_of_any_float_type_are_read(tmp_path, convert):
+    rows = torch.from_numpy(vectors()).bfloat16().float()
+    torch.save({np.str_(name): convert(row) for name, row in zip("abcd", rows, strict=True)}, tmp_path / "contexts.pt")
+    ids, contexts = load_contexts(tmp_path / "contexts.pt")
+    assert ids == list("abcd") and contexts.dtype == np.float32
+    assert np.allclose(contexts, torch.nn.functional.normalize(rows), atol=1e-6)
+
+
+@pytest.mark.parametrize("row, words", [
+    (torch.ones(1).expand(10**9), "is expanded"), (torch.ones(4, dtype=torch.complex64), "is complex"),
+    (torch.tensor([1, torch.nan]), "NaN"), (torch.ones(4).to_sparse(), "no plain tensor"), ("text", "not floats [N, D]"),
+    (torch.empty(4, device="meta"), "no plain tensor"), (torch.ones(4, dtype=torch.int64), "not floats [N, D]")])
+def test_vectors_that_are_no_plain_floats_are_refused(tmp_path, row, words):
+    torch.save({"a": row, "b": row}, tmp_path / "contexts.pt")
+    assert words in fault(load_contexts, tmp_path / "contexts.pt")
+
+
+def test_vectors_that_share_one_memory_cannot_multiply(tmp_path):
+    one = torch.ones(100_000)
+    torch.save({str(number): one for number in range(100)}, tmp_path / "contexts.pt")
+    assert "larger than the file" in fault(load_contexts, tmp_path / "contexts.pt")
+
+
+def test_the_suffix_of_contexts_does_not_matter(tmp_path):
+    context_files.write(tmp_path / "ours.npz", list("abcd"), context_files.normalise(vectors()))
+    for name in ("ours.npy", "ours.pt", "ours"):
+        shutil.copy(tmp_path / "ours.npz", tmp_path / name)
+        assert load_contexts(tmp_path / name)[0] == list("abcd")
+
+
 def test_our_own_contexts_come_back_bit_for_bit(tmp_path):
     contexts = context_files.normalise(vectors(5))
     context_files.write(tmp_path / "ours.npz", list("abcde"), contexts)
@@ -391,7 +424,7 @@ def test_our_own_contexts_come_back_bit_for_bit(tmp_path):
     (vectors() * np.array([[1], [0], [1], [1]], np.float32), "row 1 is all zeros"),
     (vectors(rows=1), "at least two"), (vectors()[0], "shape (512,)"), (np.float32(3), "not floats [N, D]"),
     (vectors()[None], "shape (1, 4, 512)"), (np.ones((3, 512), np.int64), "int64"),
-    (np.array([{"a": 1}], dtype=object), "no complete array of numbers"),
+    (np.array([{"a": 1}], dtype=object), "is not a whole array of numbers"),
     (dict(zip(("1", "01"), vectors(2), strict=True)), "'1' occurs more than once"),
     ({"0": vectors()[0], "1": vectors()[1][:100]}, "differ in shape"),
     ({"0": vectors()[0]}, "at least two"), ({}, "no vectors by identity"), ([1, 2], "no vectors by identity"),

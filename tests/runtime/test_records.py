@@ -98,7 +98,7 @@ def test_a_setting_that_is_no_longer_given_differs(tmp_path):
 
 def test_a_file_without_a_record_is_not_taken_for_ours(tmp_path):
     of_file(tmp_path).target.write_bytes(b"of somebody else")
-    refused(of_file(tmp_path), "c.npz: has no record beside it of how it was made (c.json); set contexts.name to another name")
+    refused(of_file(tmp_path), "c.npz: has no record of how it was made (c.json is gone); set contexts.name to another name")
 
 
 # ---- caches ----------------------------------------------------------------------------------------------------------

@@ -117,6 +117,58 @@ def test_half_a_face_is_made_again_and_new_images_are_added(run, images):
     assert faces(aligned).keys() - whole.keys() == {"Cy/1.png"} and faces(aligned).items() >= whole.items()
 
 
+def test_a_photo_that_was_replaced_is_aligned_anew_whatever_its_size_and_time(run, images):
+    aligned, _ = run()
+    before, photo = faces(aligned), images / "Ann" / "0.png"
+    status, other = photo.stat(), images / "Bé  b" / "second.png"
+    save(photo, draw_face(250, skin=(120, 90, 70)))
+    os.utime(photo, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other_bytes = other.read_bytes()
+    other.write_text("torn")  # a photo that was good
+    (images / "Bé  b" / "torn.png").write_bytes(other_bytes)  # and one that was not
+    run()
+    after = faces(aligned)
+    assert after["Ann/0.png"] != before["Ann/0.png"] and after["Ann/1.png"] == before["Ann/1.png"]
+    assert "Bé  b/second.png" not in after and after["Bé  b/torn.png"] == before["Bé  b/second.png"]
+    assert ("Bé  b", "second.png") in failures(aligned) and ("Bé  b", "torn.png") not in failures(aligned)
+
+
+def test_the_face_of_a_photo_that_is_gone_goes_too(run, images):
+    aligned, _ = run()
+    (images / "Ann" / "1.png").unlink()
+    (images / "Bé  b" / "noise.png").unlink()
+    run()
+    assert "Ann/1.png" not in faces(aligned) and ("Bé  b", "noise.png") not in failures(aligned)
+    assert [file.name for file in read_kept(aligned)["Ann"]] == ["0.png", "2.png"]
+
+
+def test_what_is_no_image_is_counted_and_listed(run, images):
+    (images / "Ann" / "notes.txt").write_text("x")
+    (images / "Ann" / ".hidden").write_text("x")
+    (images / "Cy" / "new.heic").write_bytes(b"ftypheic")
+    aligned, printed = run()
+    assert failures(aligned)["Ann", "notes.txt"] == "is no image by its name" and ("Ann", ".hidden") not in failures(aligned)
+    assert failures(aligned)["Cy", "new.heic"].startswith("is not a readable image")
+    assert "6 of 10 faces aligned (60.00%), 4 failed" in printed and "1 other files are no images by their names" in printed
+
+
+def test_a_name_that_is_not_utf_8_goes_all_the_way(run, images):
+    name = os.fsdecode(b"caf\xe9")
+    save(images / "Dee" / f"{name}.png", draw_face(250))
+    (images / "Dee" / f"{name}2.jpg").write_bytes(b"x")
+    aligned, _ = run("align.keep_images=1")
+    assert [file.name for file in read_kept(aligned)["Dee"]] == [f"{name}.png"]
+    run("align.keep_images=1")
+    assert (aligned / "Dee" / f"{name}.png").is_file()
+
+
+def test_faces_without_their_record_are_not_taken_for_ours(run):
+    aligned, _ = run()
+    (aligned / "align.json").unlink()
+    with pytest.raises(UserError, match="aligned: has no record of how it was made .*set paths.run to another name"):
+        run("align.template=arcface_shifted")
+
+
 def test_a_folder_made_with_other_settings_is_refused(run):
     aligned, _ = run()
     for setting in ("align.template=arcface_shifted", "align.minimum_face=40"):

@@ -1,6 +1,9 @@
 """The training loop on a network of some numbers: what is spent, drawn, logged, saved and restored."""
 import csv
 import math
+import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import MultiStepLR, ReduceLROnPlateau
 
-from utils.runtime.errors import UserError
+from utils.runtime import errors
+from utils.runtime.errors import Terminated, UserError
 from utils.runtime.files import write_torch
 from utils.runtime.ranks import Ranks
 from utils.training import loop
@@ -235,6 +239,55 @@ def test_the_log_on_disk_is_the_state_s(undisturbed, tmp_path):
     assert session.training.restore() and session.training.step == 10
     assert log(tmp_path, "step", "loss") == log(undisturbed[0], "step", "loss")[:2]
     assert not Session(tmp_path / "new", Budget(steps=30)).training.restore()
+
+
+@pytest.mark.parametrize("lost", ["the state", "the log"])
+def test_killed_between_the_two_files_nothing_is_missing_after_a_rerun(undisturbed, tmp_path, monkeypatch, lost):
+    """The last state is saved and the process killed before, or after, the rename of either file."""
+    name = "write_torch" if lost == "the state" else "write_csv"
+    write = getattr(loop, name)
+
+    def killed_at_the_end(*arguments) -> None:
+        if session.training.step == 30:
+            raise Killed
+        write(*arguments)
+    monkeypatch.setattr(loop, name, killed_at_the_end)
+    session = Session(tmp_path, Budget(steps=30), rows=6)
+    with pytest.raises(Killed):
+        session.training.run(session.batches, session.loss, session.validate, 3)
+    monkeypatch.undo()
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["progress"]["step"] == 20  # the log is never behind the state
+    session = Session(tmp_path, Budget(steps=30), rows=6).run()
+    assert torch.equal(session.network.weight, undisturbed[1].network.weight)
+    assert log(tmp_path, "step", "loss") == log(undisturbed[0], "step", "loss")
+
+
+@pytest.mark.parametrize("sent, error", [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_leaves_the_last_saved_state_and_the_training_goes_on(undisturbed, tmp_path, monkeypatch, capsys, sent, error):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(errors._Signals, "stopped_by", None)
+    before = {number: signal.getsignal(number) for number in errors.STOPS}
+    try:
+        errors.listen()
+        session = Session(tmp_path, Budget(steps=30), rows=6)
+        session.loss.register_forward_hook(lambda *_: os.kill(os.getpid(), sent) if session.training.step == 17 else None)
+        with pytest.raises(error):
+            session.training.run(session.batches, session.loss, session.validate, 3)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert capsys.readouterr().err.endswith("\n")  # the bar's line is closed before another is printed
+    assert sorted(os.listdir(tmp_path)) == ["log.csv", "state.pt"]
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["progress"]["step"] == 10
+    assert torch.equal(Session(tmp_path, Budget(steps=30), rows=6).run().network.weight, undisturbed[1].network.weight)
+
+
+def test_a_finished_training_writes_a_lost_log_again(tmp_path):
+    Session(tmp_path, Budget(steps=6)).run()
+    rows = log(tmp_path, "step", "loss")
+    (tmp_path / "log.csv").unlink()
+    Session(tmp_path, Budget(steps=6)).run()
+    assert log(tmp_path, "step", "loss") == rows and len(rows) == 6
 
 
 def test_a_finished_training_does_nothing_more(tmp_path):

@@ -67,12 +67,13 @@ class LatentDiffusion:
             guide: as utils.diffusion.guidance.guided gives it.
             solver, steps, as_published: see utils.diffusion.solvers.sample.
         Returns:
-            [B, 3, H, W] float32, clipped to [-1, 1].
+            [B, 3, H, W] float32, clipped to [-1, 1]; NaN where the network or its weights are not finite.
         """
         x_0 = self.latents(contexts, negatives, noise, guide, solver, steps, as_published)
         # the codebook would lose digits as bfloat16 weights; under autocast it keeps them
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype is torch.bfloat16):
-            return self.autoencoder.decode(x_0).float().clamp(-1, 1)
+            images = self.autoencoder.decode(x_0).float()
+        return images.clamp(-1, 1).where(images.isfinite(), torch.nan)
 
     @cached_property
     def alpha_bars(self) -> list[float]:

@@ -101,14 +101,25 @@ def sample(denoise: Denoise, x_T: torch.Tensor, solver: str, steps: int, noise: 
     return known[solver](denoise, x_T, steps, noise, betas)
 
 
-def check_published(solver: str, steps: int, T: int = 1000) -> None:
-    """Raises UserError where the published code has no such solver, or does not run it in that many steps."""
-    if solver not in PUBLISHED:
+def check(solver: str, steps: int, as_published: bool, T: int) -> None:
+    """Refuse what a solver cannot run, by running it once on next to nothing.
+
+    Raises:
+        UserError: the published code has no such solver, or the solver does not run in that many steps of T.
+    """
+    if as_published and solver not in PUBLISHED:
         raise UserError(f"sampling.as_published: true is impossible with sampling.solver={solver}, which the published code "
                         f"does not have; set sampling.as_published=false, or sampling.solver to {' or '.join(PUBLISHED)}")
-    if solver == "ddpm" and steps != T:
-        raise UserError(f"sampling.steps: {steps} is impossible with sampling.as_published=true and sampling.solver=ddpm, "
-                        f"which runs every timestep; set sampling.steps={T}, or sampling.as_published=false")
+    x_T = torch.ones(1, 1, 1, 1)
+    try:
+        x_0 = sample(lambda x_t, t: x_t / 2, x_T, solver, steps, lambda t: x_T, as_published, linear_betas(T))
+        fault = None if x_0.isfinite().all() else "its steps are too close to one another"
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        fault = str(error)
+    if fault:
+        fewer = "" if as_published and solver == "ddpm" else f"; set fewer, at most {T - 1}"
+        every = f"; set sampling.steps={T}, or sampling.as_published=false" if not fewer else ""
+        raise UserError(f"sampling.steps: {solver} does not run in {steps} steps of T = {T}: {fault}{fewer}{every}")
 
 
 def _levels(betas: torch.Tensor, run: list[int], beyond: int = 0) -> Iterator[tuple[int, float, float]]:

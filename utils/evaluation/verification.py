@@ -1,6 +1,8 @@
 """Verification benchmarks: pair protocols in ten folds, IJB-C, and the readers of their files."""
-import pickle
-from collections.abc import Callable, Sequence
+import io
+import re
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from sklearn.model_selection import KFold
 from tqdm import tqdm
 
 from utils.evaluation.scores import unit_rows
+from utils.faces.template import ARCFACE, COLLINEAR
+from utils.runtime import foreign_arrays
 from utils.runtime.errors import UserError
 from utils.runtime.files import require_file
 
@@ -65,7 +69,7 @@ def read_lfw_pairs(file: Path | str) -> tuple[list[tuple[str, str]], np.ndarray]
         UserError: a malformed line, or not as many pairs as the first line says.
     """
     path = require_file(file, "LFW's pairs", "download pairs.txt of LFW's view 2")
-    header, *lines = path.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+    header, *lines = foreign_arrays.read_text(path, "pairs").splitlines() or [""]
     try:
         folds, per_fold = map(int, header.split())
     except ValueError:
@@ -73,10 +77,10 @@ def read_lfw_pairs(file: Path | str) -> tuple[list[tuple[str, str]], np.ndarray]
     pairs, same = [], []
     for number, line in enumerate(lines, start=2):
         match line.split():
-            case [name, i, j] if i.isdecimal() and j.isdecimal():
+            case [name, i, j] if _is_lfw(name, i, j):
                 pairs.append((_lfw_image(name, i), _lfw_image(name, j)))
                 same.append(True)
-            case [name_a, i, name_b, j] if i.isdecimal() and j.isdecimal():
+            case [name_a, i, name_b, j] if _is_lfw(name_a, i, j) and _is_lfw(name_b, i, j):
                 pairs.append((_lfw_image(name_a, i), _lfw_image(name_b, j)))
                 same.append(False)
             case []:
@@ -84,7 +88,7 @@ def read_lfw_pairs(file: Path | str) -> tuple[list[tuple[str, str]], np.ndarray]
             case _:
                 raise UserError(f"{path}: line {number} is neither '<name> <i> <j>' nor '<name> <i> <name> <j>'; "
                                 "download the file again")
-    if len(pairs) != folds * per_fold * 2 or sum(same) * 2 != len(same):
+    if not pairs or len(pairs) != folds * per_fold * 2 or sum(same) * 2 != len(same):
         raise UserError(f"{path}: holds {sum(same)} matched and {len(same) - sum(same)} mismatched pairs, line 1 says "
                         f"{folds} folds of {per_fold} each; download the file again")
     return pairs, np.array(same)
@@ -101,16 +105,25 @@ def read_bin(file: Path | str) -> tuple[list[bytes], np.ndarray]:
         UserError: the file asks for something else, is damaged, or holds other than two images a pair.
     """
     path = require_file(file, "a .bin benchmark", "download it from insightface's model zoo")
-    try:
-        with open(path, "rb") as handle:
-            images, same = _BinUnpickler(handle, encoding="bytes").load()
-        images = [_encoded(image) for image in images]
+    fix = "download it again from its publisher"
+    with foreign_arrays.reading(path, "a .bin benchmark", fix):
+        size = foreign_arrays.require_regular(path)
+        stream = io.BytesIO(path.read_bytes())  # a file would take the memory that a length asks for before it reads
+        foreign_arrays.scan(stream, size)
+        stream.seek(0)
+        try:
+            content = foreign_arrays.Unpickler(stream, encoding="bytes").load()
+        except foreign_arrays.CodeError as error:
+            raise UserError(f"{path}: it asks to load {error}, which would run code, so it was not read; take a .bin of "
+                            "insightface's model zoo") from None
+        images, same = foreign_arrays.resolved(content, size)
+        encoded = {id(image): _encoded(image) for image in images}
+        images = [encoded[id(image)] for image in images]
+        if not all(isinstance(value, bool | int | float | np.bool_ | np.number) and value in (0, 1) for value in same):
+            raise ValueError("whether a pair matches is neither True nor False")
         same = np.array([bool(value) for value in same])
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        raise UserError(f"{path}: is not a .bin benchmark ({type(error).__name__}: {error}); download it again from "
-                        "its publisher") from None
     if not len(same) or len(images) != 2 * len(same):
-        raise UserError(f"{path}: holds {len(images)} images for {len(same)} pairs; download it again")
+        raise UserError(f"{path}: holds {len(images)} images for {len(same)} pairs; {fix}")
     return images, same
 
 
@@ -149,6 +162,10 @@ def read_ijbc_meta(folder: Path | str) -> IJBCMeta:
     if not np.isin(pairs["label"], (0, 1)).all():
         raise UserError(f"{pairs_file}: a label is neither 0 nor 1; take the file from the release again")
     landmarks = np.stack([points[name] for name in coordinates], axis=1).reshape(-1, 5, 2)
+    _check_landmarks(points_file, points["name"], landmarks)
+    if not np.isfinite(points["score"]).all():
+        row = int(np.argmin(np.isfinite(points["score"])))
+        raise UserError(f"{points_file}: the score of {points['name'][row]} is not finite; take the file from the release again")
     return IJBCMeta(media["name"].astype(str), landmarks, points["score"], media["template"], media["media"],
                     pairs["template"], pairs["template_2"], pairs["label"])
 
@@ -216,36 +233,10 @@ def _encoded(image: bytes | np.ndarray) -> bytes:
     return image
 
 
-def _encode_latin1(text: str, encoding: str) -> bytes:
-    """How Python 3 spells bytes in the old protocols, `_codecs.encode(text, 'latin1')`, without other codecs."""
-    return text.encode("latin1")
-
-
-_ARRAY = np.zeros(1, dtype=np.uint8)
-_NUMPY_CONSTRUCTORS = {
-    ("multiarray", "_reconstruct"): _ARRAY.__reduce__()[0],
-    ("multiarray", "scalar"): _ARRAY[0].__reduce__()[0],
-    ("numeric", "_frombuffer"): _ARRAY.__reduce_ex__(5)[0],
-}
-_ALLOWED = {
-    ("_codecs", "encode"): _encode_latin1,
-    ("builtins", "bytes"): bytes,
-    ("__builtin__", "bytes"): bytes,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    # numpy 1 wrote numpy.core, numpy 2 writes numpy._core.
-    **{(f"numpy.{core}.{module}", name): function
-       for (module, name), function in _NUMPY_CONSTRUCTORS.items() for core in ("core", "_core")},
-}
-
-
-class _BinUnpickler(pickle.Unpickler):
-    """Resolves only what a benchmark file is made of, so that no file can run code."""
-
-    def find_class(self, module: str, name: str) -> Callable:
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it asks to load {module}.{name}, which no benchmark needs")
-        return _ALLOWED[module, name]
+def _is_lfw(name: str, *numbers: str) -> bool:
+    """Whether these are a person's folder and numbers of images there; nothing else may become part of a path."""
+    return (re.fullmatch(r"[^./\\\0][^/\\\0]*", name) is not None
+            and all(re.fullmatch(r"[0-9]{1,6}", number) for number in numbers))
 
 
 def _lfw_image(name: str, number: str) -> str:
@@ -255,16 +246,32 @@ def _lfw_image(name: str, number: str) -> str:
 def _read_table(file: Path, columns: dict[str, type]) -> np.ndarray:
     """A blank-separated text file as a structured array; a malformed line is named in the UserError."""
     path = require_file(file, "IJB-C's meta files", "give the folder meta/ of the release")
+    foreign_arrays.require_regular(path)
     try:
-        table = np.loadtxt(path, dtype=list(columns.items()), comments=None, ndmin=1)
+        with warnings.catch_warnings(action="ignore"):  # that it is empty
+            table = np.loadtxt(path, dtype=list(columns.items()), comments=None, ndmin=1, encoding="utf-8-sig")
     except ValueError:
-        with open(path, encoding="utf-8", errors="replace") as lines:
+        with open(path, encoding="utf-8-sig", errors="replace") as lines:
             number = next((k for k, line in enumerate(lines, start=1) if not _fits(line.split(), columns)), "?")
         raise UserError(f"{path}: line {number} is not '{' '.join(columns)}'; take the file from the release "
                         "again") from None
     if not table.size:
         raise UserError(f"{path}: is empty; take the file from the release again")
     return table
+
+
+def _check_landmarks(file: Path, names: np.ndarray, landmarks: np.ndarray) -> None:
+    """UserError where an image's landmarks [5, 2] of [N, 5, 2] are none of a face: what template.similarity_transform refuses."""
+    centred = landmarks.astype(np.float64) - landmarks.mean(axis=1, keepdims=True, dtype=np.float64)
+    finite = np.isfinite(centred).all(axis=(1, 2))
+    centred[~finite] = 0
+    length, width = np.linalg.svd(centred, compute_uv=False).T
+    mirrored = np.linalg.det((ARCFACE - ARCFACE.mean(axis=0)).T @ centred) < 0
+    for reason, at_fault in (("are not finite", ~finite), ("coincide or lie on a line", width <= COLLINEAR * length),
+                             ("are mirrored: left and right are exchanged", mirrored)):
+        if at_fault.any():
+            raise UserError(f"{file}: the landmarks of {names[int(np.argmax(at_fault))]} {reason}; take the file from the "
+                            "release again, or remove that image's line from all meta files")
 
 
 def _fits(values: list[str], columns: dict[str, type]) -> bool:

@@ -1,42 +1,61 @@
-"""The folder of aligned faces: which images failed and why, and which faces are kept."""
+"""The folder of aligned faces: which images failed and why, what each was made from, and which faces are kept."""
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from utils.faces.folders import read_image, select
+from utils.faces.folders import select
+from utils.faces.images import read_image
 from utils.faces.template import SIZE
 from utils.runtime.errors import UserError
 from utils.runtime.files import require_file, write_csv
 
-FAILURE_COLUMNS = ("identity", "image", "reason")
+LISTS = {"failures": ("identity", "image", "reason"), "sources": ("identity", "image", "sha256")}
 KEPT_COLUMNS = ("identity", "image")
 
-Failures = Mapping[tuple[str, str], str]  # (identity, image) -> reason
+Values = Mapping[tuple[str, str], str]  # (identity, image) -> reason, or the digest of what the image was
 
 
-def write_failures(aligned: Path, failures: Failures, rank: int | None = None) -> None:
-    """Write failures.csv or, given a rank, what failed in that process alone, for merge_failures."""
-    name = "failures.csv" if rank is None else f"failures.rank{rank}.csv"
-    write_csv(aligned / name, FAILURE_COLUMNS, [(*image, reason) for image, reason in sorted(failures.items())])
+def write_list(folder: Path, name: str, values: Values, rank: int | None = None) -> None:
+    """Write <name>.csv, one of LISTS, or what one process has to say, for merge."""
+    file = folder / (f"{name}.csv" if rank is None else f"{name}.rank{rank}.csv")
+    write_csv(file, LISTS[name], [(*image, value) for image, value in sorted(values.items())])
 
 
-def read_failures(file: Path) -> dict[tuple[str, str], str]:
-    """Raises UserError where the file is not one that write_failures made."""
-    return {(identity, image): reason for identity, image, reason in _read_rows(file, FAILURE_COLUMNS)}
+def write_lists(aligned: Path, failures: Values, sources: Values, rank: int) -> None:
+    """Write what a process has done so far; the sources last, since an image that has one is done."""
+    write_list(aligned, "failures", failures, rank)
+    write_list(aligned, "sources", sources, rank)
 
 
-def merge_failures(aligned: Path) -> dict[tuple[str, str], str]:
-    """Bring what failed in all ranks, of this run and of killed ones, together in failures.csv, and return it."""
-    merged, parts = aligned / "failures.csv", sorted(aligned.glob("failures.rank*.csv"))
-    failures = read_failures(merged) if merged.is_file() else {}
-    for part in parts:
-        failures |= read_failures(part)
-    write_failures(aligned, failures)
-    for part in parts:
+def read_list(file: Path, name: str) -> dict[tuple[str, str], str]:
+    """Raises UserError where the file is not one that write_list made."""
+    return {(identity, image): value for identity, image, value in _read_rows(file, LISTS[name])}
+
+
+def merge(aligned: Path, images: Collection[tuple[str, str]]) -> tuple[dict[tuple[str, str], str], dict[tuple[str, str], str]]:
+    """Bring what all ranks say, of this run and of killed ones, together in failures.csv and sources.csv.
+
+    Args:
+        images: those that are still there; others are forgotten.
+    Returns:
+        Failures and sources.
+    """
+    parts = {name: sorted(aligned.glob(f"{name}.rank*.csv")) for name in LISTS}
+    said = {name: {key: value for part in parts[name] for key, value in read_list(part, name).items()} for name in LISTS}
+    merged = {}
+    for name in LISTS:
+        file = aligned / f"{name}.csv"
+        earlier = read_list(file, name) if file.is_file() else {}
+        # what was done anew has its source among the parts, and what is said of it before does not count any more
+        earlier = {image: value for image, value in earlier.items() if image not in said["sources"]}
+        merged[name] = {image: value for image, value in (earlier | said[name]).items() if image in images}
+    for name in LISTS:
+        write_list(aligned, name, merged[name])
+    for part in (*parts["sources"], *parts["failures"]):
         part.unlink()
-    return failures
+    return merged["failures"], merged["sources"]
 
 
 def keep(faces: Mapping[str, Sequence[Path]], identities: int, images: int) -> dict[str, list[Path]]:
@@ -67,7 +86,7 @@ def read_kept(aligned: Path) -> dict[str, list[Path]]:
 def _read_rows(file: Path, columns: Sequence[str]) -> list[list[str]]:
     require_file(file, "aligned faces", "run align.py")
     try:
-        with open(file, encoding="utf-8", newline="") as opened:
+        with open(file, encoding="utf-8", errors="surrogateescape", newline="") as opened:
             header, *rows = csv.reader(opened)
         if header != list(columns) or any(len(row) != len(columns) for row in rows):
             raise ValueError(f"its columns should be {', '.join(columns)}")

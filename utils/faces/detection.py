@@ -1,6 +1,9 @@
 """Face detection: MTCNN, the largest plausible face of an image, and batches of images in worker processes."""
+import multiprocessing
+import signal
+import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +14,13 @@ import torch
 from facenet_pytorch import MTCNN
 from torch.utils.data import DataLoader, Dataset
 
-from utils.faces.folders import read_image
+from utils.faces.images import read_image
 from utils.faces.template import ARCFACE, SIZE, LandmarkError, similarity_transform
-from utils.runtime.errors import UserError
+from utils.runtime.errors import STOPS, UserError, hold_stops, worker_error
+from utils.runtime.ranks import die_with_parent
 
 DETECTOR = "MTCNN"  # as records name it; earlier versions located its landmarks once more
+PIXELS_AT_ONCE = 50_000_000  # a process holds images of little more than these, 3 bytes each
 GPU_PROCESSES = 4  # at most by default: each holds a CUDA context of its own
 
 # How far landmarks may be from the template's shape: px of 112, root mean square. LFW's farthest is 11.1, a head turned
@@ -170,7 +175,15 @@ class FaceBatches(Dataset):
         return len(self.batches)
 
     def __getitem__(self, number: int) -> list[np.ndarray | str]:
-        images = [read_or_reason(path) for path in self.batches[number]]
+        results, waiting, pixels = [], [], 0
+        for path in self.batches[number]:
+            waiting.append(read_or_reason(path))
+            pixels += 0 if isinstance(waiting[-1], str) else waiting[-1].shape[0] * waiting[-1].shape[1]
+            if pixels > PIXELS_AT_ONCE:  # photographs: a batch of them would take gigabytes
+                results, waiting, pixels = results + self._detect(waiting), [], 0
+        return results + self._detect(waiting)
+
+    def _detect(self, images: Sequence[np.ndarray | str]) -> list[np.ndarray | str]:
         faces = iter(self.detector([image for image in images if not isinstance(image, str)]))
         return [image if isinstance(image, str) else self.result(image, next(faces)) for image in images]
 
@@ -189,7 +202,23 @@ def read_or_reason(image: Path) -> np.ndarray | str:
         return str(error).removeprefix(f"{image}: ")  # failures.csv names the image already
 
 
-def in_processes(work: FaceBatches, processes: int, device: torch.device) -> DataLoader:
+class Items(DataLoader):
+    """The items of a dataset in order. Left early, it ends its worker processes at once."""
+
+    def __iter__(self) -> Iterator:
+        try:
+            with hold_stops():  # a half-made iterator cannot be ended
+                items = super().__iter__()
+            yield from items
+        except BaseException as error:
+            if self.num_workers:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise again, in destructors too
+                for worker in multiprocessing.active_children():
+                    worker.terminate()  # or each is waited for until its item is done
+            raise (worker_error(error) or error) from None
+
+
+def in_processes(work: FaceBatches, processes: int, device: torch.device) -> Items:
     """The items of `work` in order, made by worker processes; by this one where one is enough.
 
     Args:
@@ -199,11 +228,17 @@ def in_processes(work: FaceBatches, processes: int, device: torch.device) -> Dat
         cores = torch.get_num_threads()  # those of this rank: torchrun shares them out
         processes = min(cores, GPU_PROCESSES) if device.type == "cuda" else cores
     workers = min(processes, len(work))
-    return DataLoader(
+    # CUDA does not survive a fork
+    method = "fork" if device.type == "cpu" and sys.platform == "linux" else "spawn"
+    return Items(
         work, batch_size=None, num_workers=workers if workers > 1 else 0, worker_init_fn=one_thread,
-        multiprocessing_context="spawn" if workers > 1 and device.type == "cuda" else None,  # CUDA does not survive a fork
+        multiprocessing_context=method if workers > 1 else None,
         collate_fn=list)  # as they are: tensors would each take a file descriptor
 
 
 def one_thread(worker: int) -> None:
+    """Begin a worker process: it ends with its parent, leaves Ctrl-C to it, and has one thread."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     cv2.setNumThreads(1)  # torch's worker processes have one thread already

@@ -1,15 +1,17 @@
-"""Folders of images, and the images in them."""
+"""Folders of images: which there are, and what is in them."""
 import hashlib
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+from tqdm import tqdm
 
+from utils.faces.images import IMAGE_SUFFIXES
 from utils.runtime.errors import UserError
+from utils.runtime.files import file_digest
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+READERS = 8  # threads
 
 
 def identity_folders(root: Path | str) -> dict[str, list[Path]]:
@@ -63,21 +65,25 @@ def select(folders: Mapping[str, Sequence[Path]], identities: int, images_per_id
             for identity in list(eligible)[:identities or None]}
 
 
+def other_files(root: Path | str) -> list[Path]:
+    """The visible files in a folder of identity folders that are no images by their names, for their user to know of."""
+    root = Path(root)
+    return sorted(Path(entry.path) for folder in os.scandir(root) if folder.is_dir() and not folder.name.startswith(".")
+                  for entry in os.scandir(folder.path) if not entry.name.startswith(".") and not entry.is_dir()
+                  and not entry.name.lower().endswith(IMAGE_SUFFIXES))
+
+
 def listing(folders: Mapping[str, Sequence[Path]]) -> str:
-    """SHA-256 over the images' identities, names, sizes and times of change, hex: another listing, other images."""
+    """SHA-256 over the images' identities, names and contents, hex: another listing, other images."""
+    names = [f"{identity}/{path.name}" for identity, paths in folders.items() for path in paths]
     digest = hashlib.sha256()
-    for identity, paths in folders.items():
-        for path in paths:
-            status = path.stat()
-            digest.update(f"{identity}/{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    for name, content in zip(names, contents([path for paths in folders.values() for path in paths]), strict=True):
+        digest.update(f"{name} {content}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
-def read_image(path: Path) -> np.ndarray:
-    """[H, W, 3] uint8 RGB. Raises UserError where the file is not a whole image."""
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: is not a readable image ({error}); delete it and run the stage that writes it "
-                        "again") from None
+def contents(files: Sequence[Path]) -> Iterator[str]:
+    """The SHA-256 of each file's bytes, hex, or `no file` where there is nothing to read."""
+    with ThreadPoolExecutor(READERS) as threads:
+        yield from tqdm(threads.map(lambda file: file_digest(file) if file.is_file() else "no file", files), total=len(files),
+                        desc="check images", unit="image", delay=1, leave=False)

@@ -1,5 +1,6 @@
 """Writing PNGs in the background, so that the device never waits for a disk."""
 import io
+import zlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -9,22 +10,48 @@ from PIL import Image
 
 from utils.runtime.files import write_bytes
 
-PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def is_complete_png(file: Path) -> bool:
-    """Whether the file exists and ends as a PNG ends: half a copy does not count as done."""
+    """Whether a file is a PNG whose chunks are all there and as they were written: a torn or altered one is not done."""
     try:
-        with open(file, "rb") as opened:
-            opened.seek(-len(PNG_END), 2)
-            return opened.read() == PNG_END
+        return file.is_file() and _is_whole(file.read_bytes())
     except OSError:
         return False
 
 
+def _is_whole(png: bytes) -> bool:
+    place, kinds, pixels = len(SIGNATURE), [], []
+    while png.startswith(SIGNATURE) and place < len(png):
+        size = int.from_bytes(png[place : place + 4])
+        kind, body, end = png[place + 4 : place + 8], place + 8, place + 12 + size
+        if end > len(png) or zlib.crc32(memoryview(png)[place + 4 : end - 4]) != int.from_bytes(png[end - 4 : end]):
+            return False
+        if kind == b"IDAT":
+            pixels.append(png[body : body + size])
+        kinds.append(kind)
+        place = end
+    return (kinds[:1] == [b"IHDR"] and kinds[-1] == b"IEND" and kinds.count(b"IEND") == 1
+            and (len(pixels) == 1 or _is_whole_stream(pixels)))
+
+
+def _is_whole_stream(pixels: list[bytes]) -> bool:
+    """Whether pixels in several chunks end as they should: whole chunks may be missing between."""
+    stream = zlib.decompressobj()
+    try:
+        for piece in pixels:
+            while piece:  # a piece at a time, whatever it grows to
+                stream.decompress(piece, 2**20)
+                piece = stream.unconsumed_tail
+    except zlib.error:
+        return False
+    return stream.eof
+
+
 class ImageWriter:
     """Threads that write images atomically. Leaving the `with` block waits for all; a failed write is raised there or
-    at a later `write`, so it is never lost."""
+    at a later `write`, so it is never lost. Left by an error, it finishes the files in hand and drops those that wait."""
 
     def __init__(self, threads: int = 4, waiting: int = 256):
         self.pool = ThreadPoolExecutor(threads)
@@ -41,9 +68,15 @@ class ImageWriter:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        self.pool.shutdown(wait=True, cancel_futures=error is not None)
-        while self.pending and error is None:
-            self.pending.popleft().result()
+        try:
+            self.pool.shutdown(wait=True, cancel_futures=error is not None)
+        except BaseException:  # a signal while it waits
+            self.pool.shutdown(wait=True, cancel_futures=True)
+            raise
+        if error is None or isinstance(error, Exception):  # after a signal the next run writes what is missing
+            for written in self.pending:
+                if not written.cancelled():
+                    written.result()
 
 
 def _write(file: Path, pixels: np.ndarray) -> None:

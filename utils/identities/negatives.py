@@ -5,6 +5,8 @@ Mid-Neg and Far-Neg; another identity at random; Null, the zero vector. `average
 leaves unwritten, and `antipode` give vectors that are no identity of the list.
 """
 import csv
+import io
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import numpy as np
 from utils.identities.contexts import check_vectors, cosine_blocks, row_norms
 from utils.runtime.errors import UserError
 from utils.runtime.files import read_npz, require_file, write_npz
+from utils.runtime.foreign_arrays import read_text
 
 NOBODY = -1  # the index of a negative that is no identity of the list
 TIE = 1e-12  # cosines that differ by no more count as equal: products in another order round otherwise
@@ -130,27 +133,30 @@ def read_custom(file: Path | str, ids: Sequence[str]) -> np.ndarray:
             or an identity has no line.
     """
     require_file(file, "negatives.custom_file", "give a CSV with the columns identity,negative")
-    position = {name: row for row, name in enumerate(ids)}
+    position = {unicodedata.normalize("NFC", name): row for row, name in enumerate(ids)}
     index = np.full(len(ids), NOBODY, dtype=np.int64)
-    # What is not UTF-8 becomes an id that no context has, and is refused with its line.
-    with open(file, newline="", encoding="utf-8-sig", errors="replace") as lines:
-        reader = csv.reader(lines)
-        for fields in reader:
-            fields = [field.strip() for field in fields]
-            where = f"{file}:{reader.line_num}"
-            if not any(fields) or (reader.line_num == 1 and fields == ["identity", "negative"]):
-                continue
-            if len(fields) != 2:
-                raise UserError(f"{where}: has {len(fields)} fields; write identity,negative")
-            for name in fields:
-                if name not in position:
-                    raise UserError(f"{where}: there is no identity '{name}' in the contexts; correct the id")
-            identity, negative = (position[name] for name in fields)
-            if identity == negative:
-                raise UserError(f"{where}: '{fields[0]}' is its own negative; name another identity")
-            if index[identity] != NOBODY:
-                raise UserError(f"{where}: '{fields[0]}' has a negative already; keep one line per identity")
-            index[identity] = negative
+    reader = csv.reader(io.StringIO(read_text(file, "CSV"), newline=""))
+    while True:
+        try:
+            fields = [unicodedata.normalize("NFC", field.strip()) for field in next(reader)]
+        except StopIteration:
+            break
+        except csv.Error as error:
+            raise UserError(f"{file}:{reader.line_num}: {error}; write identity,negative") from None
+        where = f"{file}:{reader.line_num}"
+        if not any(fields) or (reader.line_num == 1 and fields == ["identity", "negative"]):
+            continue
+        if len(fields) != 2:
+            raise UserError(f"{where}: has {len(fields)} fields; write identity,negative")
+        for name in fields:
+            if name not in position:
+                raise UserError(f"{where}: there is no identity {name[:200]!r} in the contexts; correct the id")
+        identity, negative = (position[name] for name in fields)
+        if identity == negative:
+            raise UserError(f"{where}: {fields[0]!r} is its own negative; name another identity")
+        if index[identity] != NOBODY:
+            raise UserError(f"{where}: {fields[0]!r} has a negative already; keep one line per identity")
+        index[identity] = negative
     if (index == NOBODY).any():
         missing = ids[int(np.argmax(index == NOBODY))]
         raise UserError(f"{file}: has no line for '{missing}' ({np.count_nonzero(index == NOBODY)} identities lack one); "

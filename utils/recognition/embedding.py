@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from utils.faces.aligned import read_aligned
-from utils.faces.folders import read_image
+from utils.faces.images import read_image
 from utils.faces.template import ARCFACE, SIZE, TEMPLATES
 from utils.recognition.augmentation import normalise
 

@@ -4,50 +4,91 @@ import difflib
 import hashlib
 import io
 import json
+import math
 import os
-import tempfile
+import platform
+import re
+import secrets
+import time
 import unicodedata
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save as safetensors_bytes
 
+from utils.runtime import foreign_arrays
 from utils.runtime.errors import UserError
 
 # ---- atomic writes ---------------------------------------------------------------------------------------------------
+
+HOST = re.sub(r"[^\w.]", "_", platform.node(), flags=re.ASCII)[:64]
+STARTED = time.time()
+DAY = 86400  # seconds
+PART = re.compile(r"\.(?P<host>[\w.]*)-(?P<pid>\d+)-[0-9a-f]{8}\.part", re.ASCII)  # who writes; earlier versions named the file
+
 
 @contextmanager
 def atomic_write(path: Path | str) -> Iterator[Path]:
     """Give a temporary path to write to; on success fsync it and rename it to `path`, on failure remove it.
 
-    A reader therefore sees the whole file or none, even after a kill or on a full disk.
+    A reader therefore sees the whole file or none, even after a kill or on a full disk. The temporary name fits whatever
+    the length of the file's own; `sweep` removes what a kill leaves.
     """
     path = Path(path)
-    temporary = None
+    temporary = path.with_name(f".{HOST}-{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        os.close(handle)
-        temporary = Path(name)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        # mkstemp makes files private; results are to be read by whoever the user's umask lets read them.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
     except BaseException as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         if isinstance(error, OSError) and error.filename in (None, str(temporary)):
             error.filename = str(path)  # name the file the user knows, not the temporary one
         raise
+    with suppress(OSError):  # not every system can
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def sweep(folder: Path | str) -> None:
+    """Remove, anywhere in a folder, what killed processes were writing: never the parts of processes that live.
+
+    Parts of other hosts, and of earlier versions, are removed when they are a day old.
+    """
+    for where, _, names in os.walk(folder):
+        for name in names:
+            if name.startswith(".") and name.endswith(".part"):
+                with suppress(OSError):  # another sweep was faster, or it is not ours to remove
+                    if _is_stale(Path(where, name)):
+                        os.unlink(os.path.join(where, name))
+
+
+def _is_stale(part: Path) -> bool:
+    found, written = PART.fullmatch(part.name), part.lstat().st_mtime
+    if not found or found["host"] != HOST:
+        return written < time.time() - DAY
+    pid = int(found["pid"])
+    if pid == os.getpid():  # processes of containers are often all number 1
+        return written < STARTED
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        pass
+    return False
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
@@ -56,7 +97,8 @@ def write_bytes(path: Path | str, data: bytes) -> None:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    write_bytes(path, text.encode("utf-8"))
+    """UTF-8; file names that are not come out as the bytes that they are. Read it with errors="surrogateescape" too."""
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -64,11 +106,9 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def write_csv(path: Path | str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    """Lines end in \\n; a name with \\r in it is quoted too, which csv does only where \\r ends lines."""
+    writer = csv.writer(SimpleNamespace(write=lambda line: line.removesuffix("\r\n") + "\n"), lineterminator="\r\n")
+    write_text(path, "".join(map(writer.writerow, (header, *rows))))
 
 
 def write_npz(path: Path | str, **arrays: np.ndarray) -> None:
@@ -113,52 +153,51 @@ def read_names(path: Path | str, setting: str, known: Iterable[str]) -> set[str]
         UserError: there is no such file, it is not UTF-8, or a line is none of the known names.
     """
     path = require_file(path, setting, "give a list with one name per line")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 ({error.reason} at byte {error.start}); save the list as UTF-8") from None
+    lines = foreign_arrays.read_text(path, "list").splitlines()
     by_form = {unicodedata.normalize("NFC", name): name for name in known}
     names = set()
     for number, line in enumerate(lines, start=1):
         name = unicodedata.normalize("NFC", line.strip())
         if name and name not in by_form:
-            near = difflib.get_close_matches(name, by_form, n=1)
-            raise UserError(f"{path}:{number}: '{name}' is not there to be chosen ({setting}); "
-                            + (f"did you mean '{near[0]}'?" if near else "correct or remove that line"))
+            near = difflib.get_close_matches(name, by_form, n=1) if len(name) * len(by_form) < 10**6 else []  # slow
+            raise UserError(f"{path}:{number}: {name[:200]!r} is not there to be chosen ({setting}); "
+                            + (f"did you mean {near[0]!r}?" if near else "correct or remove that line"))
         if name:
             names.add(by_form[name])
     return names
 
 
-def read_json(path: Path | str) -> Any:
-    """Raises UserError where the file is not JSON."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not valid JSON ({error}); delete it and run the stage that writes it") from None
+def read_json(path: Path | str, fix: str = "restore it, or delete it and run again the stage that wrote it") -> Any:
+    """What a JSON file holds; names of files that are not UTF-8 come back as `write_text` took them.
+
+    Raises:
+        UserError: the file is not JSON, or holds numbers that are not finite.
+    """
+    def finite(text: str) -> float:
+        if not math.isfinite(float(text)):
+            raise ValueError(f"{text} is no number")
+        return float(text)
+
+    foreign_arrays.require_regular(path)
+    with foreign_arrays.reading(path, "valid JSON", fix):
+        text = Path(path).read_bytes().decode("utf-8-sig", "surrogateescape")
+        return json.loads(text, parse_float=finite, parse_constant=finite)
 
 
-def read_npz(path: Path | str, keys: Sequence[str]) -> dict[str, np.ndarray]:
-    """The arrays `keys` of an .npz file, never unpickling anything.
+def read_npz(path: Path | str, keys: Sequence[str],
+             fix: str = "delete it and run again the stage that wrote it, or get it again where it is not this project's"
+             ) -> dict[str, np.ndarray]:
+    """The arrays `keys` of an .npz file, never unpickling anything, nor taking memory that its size does not justify.
 
     Raises:
         UserError: the file is damaged, is no .npz, or lacks one of the arrays.
     """
-    fix = "delete it and run the stage that writes it again"
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            missing = [key for key in keys if key not in archive]
-            if missing:
-                raise UserError(f"{path}: holds no array '{missing[0]}'; {fix}")
-            return {key: archive[key] for key in keys}
-    except UserError:
-        raise
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        raise UserError(f"{path}: is not a readable .npz file ({error}); {fix}") from None
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: is not a readable .npz file ({error}); {fix}") from None
+    with foreign_arrays.reading(path, "a readable .npz file", fix):
+        arrays = foreign_arrays.read_npz(path, keys)
+        for key in keys:
+            if key not in arrays:
+                raise UserError(f"{path}: holds no array '{key}'; {fix}")
+        return arrays
 
 
 def file_digest(path: Path | str) -> str:
@@ -169,7 +208,7 @@ def file_digest(path: Path | str) -> str:
 
 def text_digest(text: str) -> str:
     """SHA-256 of a text, hex."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def array_digest(*arrays: np.ndarray) -> str:

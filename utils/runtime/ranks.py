@@ -1,6 +1,10 @@
 """Ranks and devices: every script runs on a CPU, one GPU or, through torchrun, on several, with the same code."""
+import ctypes
+import multiprocessing
 import os
 import shutil
+import signal
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -9,7 +13,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from utils.runtime.errors import UserError
+from utils.runtime.errors import PARENT, UserError
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable)
@@ -96,8 +100,23 @@ def setup(device: str = "auto") -> Ranks:
     if use_cuda:
         torch.cuda.set_device(chosen)
     if world_size > 1:
+        die_with_parent()
         dist.init_process_group("nccl" if use_cuda else "gloo", timeout=PATIENCE)
     return Ranks(rank, world_size, chosen)
+
+
+def die_with_parent() -> None:
+    """End this process at once when the one that started it ends, however that ends (Linux; nothing elsewhere).
+
+    Every file is written whole or not at all, so that nothing is lost.
+    """
+    if sys.platform != "linux":
+        return
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    starter = multiprocessing.parent_process()
+    if os.getppid() != (starter.pid if starter else PARENT):  # it had ended before
+        os._exit(1)
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:

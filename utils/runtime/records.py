@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.runtime.errors import UserError
-from utils.runtime.files import read_json, require_file, write_json
+from utils.runtime.files import read_json, require_file, sweep, write_json
 
 FORMAT = 2  # of records; those of format 1 called settings by their last name alone
 PACKAGES = ("torch", "torchvision", "diffusers", "numpy", "opencv-python-headless")  # their versions can change a result
@@ -31,6 +31,7 @@ class Record:
         named_by: the setting that names the target, so that other settings can have a target of their own. Empty: the
             target is a cache, which is made again where anything that decides it has changed.
         target: a file that is complete as soon as it exists. None: a folder, which its stage completes file by file.
+        contents: what a target folder never holds before its record is there.
         may_change: settings that may differ when the target is continued; the record keeps the latest.
     """
 
@@ -38,6 +39,7 @@ class Record:
     decides: Mapping[str, Any]
     named_by: str = ""
     target: Path | None = None
+    contents: Path | None = None
     may_change: Mapping[str, Any] = field(default_factory=dict)
 
     def state(self) -> State:
@@ -47,11 +49,11 @@ class Record:
             UserError: the target exists and was made otherwise; the line names the first setting that differs and the
                 one to change.
         """
-        missing = self.target is not None and not self.target.exists()
-        if missing or (not self.file.is_file() and not (self.target and self.named_by)):
+        kept = self.target or self.contents
+        if not self.file.is_file() and self.named_by and kept is not None and holds_something(kept):
+            raise UserError(f"{kept}: has no record of how it was made ({self.file.name} is gone); {self._fix()}")
+        if not self.file.is_file() or (self.target is not None and not self.target.exists()):
             return State.MAKE
-        if not self.file.is_file():
-            raise UserError(f"{self.target}: has no record beside it of how it was made ({self.file.name}); {self._fix()}")
         earlier = self._read()
         difference = first_difference(self._plain(self.decides), earlier)
         if difference is None:
@@ -73,6 +75,7 @@ class Record:
             UserError: as `state`.
         """
         state = self.state()
+        sweep(self.file.parent)  # of what killed processes left
         changes = self._plain(self.may_change)
         if state is State.CONTINUE and self._read().get("may_change", {}) == changes:
             return state
@@ -100,6 +103,11 @@ class Record:
 
     def _fix(self) -> str:
         return f"set {self.named_by} to another name, or delete that {'file' if self.target else 'folder'}"
+
+
+def holds_something(path: Path) -> bool:
+    """Whether there is such a file, or such a folder with a visible entry."""
+    return any(not entry.name.startswith(".") for entry in path.iterdir()) if path.is_dir() else path.exists()
 
 
 def first_difference(decides: Mapping[str, Any], record: Mapping[str, Any]) -> tuple[str, Any, Any] | None:

@@ -24,9 +24,10 @@ from tqdm import tqdm
 from models.autoencoder import Autoencoder
 from models.published import backbone_digest
 from utils.faces import folders as face_folders
-from utils.faces.aligned import write_failures
+from utils.faces.aligned import write_list
 from utils.faces.detection import DETECTOR, FaceBatches, in_processes
 from utils.faces.held_out import held_out
+from utils.faces.images import read_image
 from utils.faces.template import ARCFACE, SIZE, TEMPLATES, similarity_transform, warp
 from utils.identities.contexts import normalise as unit
 from utils.recognition.augmentation import normalise
@@ -112,7 +113,7 @@ def find(folders: Mapping[str, Sequence[Path]], cache: Path, whole: bool, minimu
     landmarks, found = None, np.ones(len(files), dtype=bool)
     if not whole:
         landmarks, failures = _landmarks(files, cache / "landmarks.npz", digest, minimum_face, device)
-        write_failures(cache, {(files[i].parent.name, files[i].name): reason for i, reason in failures.items()})
+        write_list(cache, "failures", {(files[i].parent.name, files[i].name): reason for i, reason in failures.items()})
         found = np.isfinite(landmarks).all(axis=(1, 2))
         if not found.any():
             raise UserError(f"{os.path.commonpath(files)}: no face was found in its {len(files)} images; see "
@@ -211,10 +212,10 @@ def crops(faces: TrainingFaces, cache: Path, size: int, margin: int) -> np.ndarr
 
     def cut(number: int) -> np.ndarray:
         landmarks = None if faces.landmarks is None else faces.landmarks[number]
-        return crop(face_folders.read_image(faces.files[number]), landmarks, size, margin)
+        return crop(read_image(faces.files[number]), landmarks, size, margin)
 
     def write(temporary: Path) -> None:
-        array = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(faces.files), size, size, 3))
+        array = open_array(temporary, np.uint8, (len(faces.files), size, size, 3))
         with ThreadPoolExecutor(READERS) as threads, tqdm(total=len(array), desc="cut faces out", unit="face") as bar:
             for start in range(0, len(array), AHEAD):
                 for number, face in enumerate(threads.map(cut, range(start, min(start + AHEAD, len(array)))), start):
@@ -231,7 +232,7 @@ def face_contexts(faces: TrainingFaces, cache: Path, recogniser: torch.nn.Module
     def read(number: int) -> np.ndarray:
         if faces.landmarks is None:
             return read_unaligned(faces.files[number])
-        return warp(face_folders.read_image(faces.files[number]), faces.landmarks[number], TEMPLATES["arcface"])
+        return warp(read_image(faces.files[number]), faces.landmarks[number], TEMPLATES["arcface"])
 
     def write(temporary: Path) -> None:
         embeddings = unit(embed(recogniser, range(len(faces.files)), device, read=read))
@@ -250,7 +251,7 @@ def face_latents(faces: TrainingFaces, crops: np.ndarray, cache: Path, autoencod
     @torch.inference_mode()
     def write(temporary: Path) -> None:
         shape = (2, len(crops), autoencoder.vq.quant_conv.out_channels, size, size)
-        array = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
+        array = open_array(temporary, np.float16, shape)
         for start in tqdm(range(0, len(crops), 64), desc="encode", unit="batch"):
             images = torch.from_numpy(np.array(crops[start : start + 64])).to(device).permute(0, 3, 1, 2)
             images = normalise(images).contiguous(memory_format=torch.channels_last)
@@ -268,3 +269,12 @@ def cached_array(file: Path, made_from: Mapping[str, Any], write: Callable[[Path
         with atomic_write(file) as temporary:
             write(temporary)
     return np.load(file, mmap_mode="r", allow_pickle=False)
+
+
+def open_array(file: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
+    """A new memory-mapped array. Its space is taken beforehand: a full disk is an OSError here, and no crash later."""
+    array = np.lib.format.open_memmap(file, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):
+        with open(file, "rb+") as opened:
+            os.posix_fallocate(opened.fileno(), 0, os.fstat(opened.fileno()).st_size)
+    return array

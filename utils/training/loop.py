@@ -143,10 +143,10 @@ class Training:
         """Save everything; all ranks call it at once."""
         self._gather()
         if self.ranks.is_main:
+            self._write_log()  # before the state: a training that has ended has its whole log
             write_torch(self.state_file, {
                 **{name: part.state_dict() for name, part in self._parts().items()}, "summed": self._summed(),
                 "progress": {name: getattr(self, name) for name in PROGRESS}})
-            self._write_log()
         self.saved = time.monotonic()
 
     def run(self, batches: Callable[[int], Iterator[tuple]], loss: nn.Module, validate: Callable[[], Mapping[str, float]],
@@ -172,39 +172,38 @@ class Training:
         # each rank's batch norms keep their own statistics, rank 0's are saved: as published
         replica = loss if self.ranks.world_size == 1 else DistributedDataParallel(loss, broadcast_buffers=False)
         clock, first_step, since = time.monotonic() - self.seconds, self.step, (self.step, time.monotonic())
-        bar = tqdm(total=100, initial=100 * self.progress, unit="%", disable=not self.ranks.is_main, desc=self.name,
-                   bar_format="{desc}: {n:.1f}% |{bar}| {elapsed}<{remaining}{postfix}", mininterval=1)
-        for batch in batches(self.step):
-            self._update(replica, batch)
-            before = self.step, self.seconds
-            self.step += 1
-            after_step()
-            if self.step == first_step + 1:
-                clock = time.monotonic() - self.seconds  # the first step may compile, and does not count
-            self.seconds = self._agreed(time.monotonic() - clock)
-            if not self.steps_at_validations:
-                self.scheduler.step()
-            if self.step % CHECK_STEPS == 0:
-                bar.set_postfix_str(f" loss {self._check_finite():.4f}")
+        with tqdm(total=100, initial=100 * self.progress, unit="%", disable=not self.ranks.is_main, desc=self.name,
+                  bar_format="{desc}: {n:.1f}% |{bar}| {elapsed}<{remaining}{postfix}", mininterval=1) as bar:
+            for batch in batches(self.step):
+                self._update(replica, batch)
+                before = self.step, self.seconds
+                self.step += 1
+                after_step()
+                if self.step == first_step + 1:
+                    clock = time.monotonic() - self.seconds  # the first step may compile, and does not count
+                self.seconds = self._agreed(time.monotonic() - clock)
+                if not self.steps_at_validations:
+                    self.scheduler.step()
+                if self.step % CHECK_STEPS == 0:
+                    bar.set_postfix_str(f" loss {self._check_finite():.4f}")
 
-            validation_is_due = self._crossed(validations, before) or self.progress >= 1
-            if validation_is_due or self._crossed(self.rows, before) or self.progress >= until:
-                self._check_finite()
-                rate = (self.step - since[0]) * self.images / (time.monotonic() - since[1])
-                self._report(rate, self._validate(validate, keep) if validation_is_due else {})
-                row = ", ".join(f"{name} {value:.4g}" for name, value in self.log[-1].items())
-                bar.set_postfix_str(" " + row)
-                if validation_is_due and self.ranks.is_main:
-                    bar.write(row)
-                since = self.step, time.monotonic()
-            bar.update(max(0.0, 100 * self.progress - bar.n))
-            if (validation_is_due or self.progress >= until
-                    or self.ranks.agree(time.monotonic() - self.saved > SAVE_SECONDS)):
-                self._check_finite()
-                self.save()
-            if self.progress >= until:
-                break
-        bar.close()
+                validation_is_due = self._crossed(validations, before) or self.progress >= 1
+                if validation_is_due or self._crossed(self.rows, before) or self.progress >= until:
+                    self._check_finite()
+                    rate = (self.step - since[0]) * self.images / (time.monotonic() - since[1])
+                    self._report(rate, self._validate(validate, keep) if validation_is_due else {})
+                    row = ", ".join(f"{name} {value:.4g}" for name, value in self.log[-1].items())
+                    bar.set_postfix_str(" " + row)
+                    if validation_is_due and self.ranks.is_main:
+                        bar.write(row)
+                    since = self.step, time.monotonic()
+                bar.update(max(0.0, 100 * self.progress - bar.n))
+                if (validation_is_due or self.progress >= until
+                        or self.ranks.agree(time.monotonic() - self.saved > SAVE_SECONDS)):
+                    self._check_finite()
+                    self.save()
+                if self.progress >= until:
+                    break
 
     def _update(self, loss: nn.Module, batch: tuple) -> None:
         seed_step(self.seed, self.step, self.ranks.rank)
