@@ -21,7 +21,7 @@ from config.load import load_config
 from utils.identities import contexts as identity_contexts
 from utils.identities import negatives
 from utils.runtime.errors import run_script
-from utils.runtime.files import file_digest
+from utils.runtime.files import array_digest, file_digest
 from utils.runtime.records import Record, State
 
 
@@ -49,7 +49,7 @@ def main() -> None:
         if custom is None else negatives.from_choice(contexts, custom)
 
     # Save
-    record.begin(config=asdict(config))
+    record.begin(digest=array_digest(vectors), config=asdict(config))
     negatives.write(file, ids, vectors, index, similarity, decides["contexts"])
     summary = "the zero vector for all"
     if vectors.any():

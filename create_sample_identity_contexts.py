@@ -88,7 +88,7 @@ def make(settings: Contexts, device: str) -> tuple[list[str], np.ndarray]:
         ids = [f"{row:06d}" for row in range(settings.number)]
         if settings.source == "uniform":
             return ids, identity_contexts.uniform(settings.number, settings.dimension, settings.seed)
-        statistics = read_npz(settings.statistics, ("mean", "covariance"))
+        statistics = read_npz(settings.statistics, ("mean", "covariance"), fix=STATISTICS_FIX)
         check_statistics(settings.statistics, **statistics)
         return ids, identity_contexts.gaussian(settings.number, **statistics, seed=settings.seed)
     if settings.source == "published":

@@ -8,6 +8,7 @@ import numpy as np
 
 from utils.runtime import files, foreign_arrays
 from utils.runtime.errors import UserError
+from utils.runtime.records import check_digest
 
 MOST_ID_BYTES = 200  # in UTF-8: file systems take 255, and names of images and parts are longer than ids
 UNIT_TOLERANCE = 1e-4  # of a norm: float32 rounding is far below, a forgotten normalisation far above
@@ -34,6 +35,7 @@ def read(file: Path | str, dimension: int | None = None,
     with foreign_arrays.reading(file, "a file of contexts", fix):  # ids may be bytes that are no text
         ids, contexts = arrays["ids"].astype(str).ravel().tolist(), arrays["contexts"]
     check_contexts(file, ids, contexts, dimension)
+    check_digest(Path(file), digest(ids, contexts))
     return ids, contexts.astype(np.float32, copy=False)
 
 

@@ -14,8 +14,9 @@ import numpy as np
 
 from utils.identities.contexts import check_vectors, cosine_blocks, row_norms
 from utils.runtime.errors import UserError
-from utils.runtime.files import read_npz, require_file, write_npz
+from utils.runtime.files import array_digest, read_npz, require_file, write_npz
 from utils.runtime.foreign_arrays import read_text
+from utils.runtime.records import check_digest
 
 NOBODY = -1  # the index of a negative that is no identity of the list
 TIE = 1e-12  # cosines that differ by no more count as equal: products in another order round otherwise
@@ -187,4 +188,5 @@ def read(file: Path | str, ids: Sequence[str], dimension: int, contexts_digest: 
     negatives = arrays["negatives"]
     if negatives.shape != (len(ids), dimension) or negatives.dtype != np.float32 or not np.isfinite(negatives).all():
         raise UserError(f"{file}: does not hold a finite negative for each identity; delete it and {fix}")
+    check_digest(Path(file), array_digest(negatives))
     return negatives

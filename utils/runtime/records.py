@@ -1,6 +1,7 @@
 """Is this already made? A JSON record beside every target says what decided it."""
 import json
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -11,6 +12,7 @@ from typing import Any
 from utils.runtime.errors import UserError
 from utils.runtime.files import read_json, require_file, sweep, write_json
 
+DIGEST = re.compile("[0-9a-f]{64}")
 FORMAT = 2  # of records; those of format 1 called settings by their last name alone
 PACKAGES = ("torch", "torchvision", "diffusers", "numpy", "opencv-python-headless")  # their versions can change a result
 
@@ -64,6 +66,8 @@ class Record:
         if earlier.get("format") != FORMAT:
             raise UserError(f"{self._where()}: was begun by an earlier version, which recorded {name} otherwise; finish it "
                             f"with that version, or {self._fix()}")
+        if all(isinstance(value, str) and DIGEST.fullmatch(value) for value in (before, now)):
+            raise UserError(f"{self._where()}: was made from another content of {name} than there is now; {self._fix()}")
         raise UserError(f"{self._where()}: was made with {name} = {before!r}, now it is {now!r}; {self._fix()}")
 
     def begin(self, **about: Any) -> State:
@@ -136,6 +140,14 @@ def decided(file: Path, names: Sequence[str], fix: str) -> dict[str, Any]:
         if not isinstance(decides, dict) or name not in decides:
             raise UserError(f"{file}: does not say what {name} was; {fix}")
     return decides
+
+
+def check_digest(target: Path, digest: str) -> None:
+    """Raises UserError where the record beside a file, if there is one, tells of another content."""
+    record = target.with_suffix(".json")
+    recorded = read_json(record) if record.is_file() else {}
+    if isinstance(recorded, dict) and recorded.get("digest", digest) != digest:
+        raise UserError(f"{target}: is not the file that {record.name} tells of; delete it, and run its stage again")
 
 
 def versions() -> dict[str, str]:
