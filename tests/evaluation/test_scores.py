@@ -100,6 +100,7 @@ def test_rates_are_those_of_the_raw_scores(measured):
         assert row[name] == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (LFW.is_file() and CASIA.is_file()), reason="LFW and the pretrained MobileFaceNet are not here")
 def test_embeddings_of_lfw_are_measured_as_by_explicit_pairs():
     people = defaultdict(list)

@@ -116,6 +116,7 @@ def test_scores_of_a_run(output, settings, backbone, capsys):
     assert "most similar identities" in printed
 
 
+@pytest.mark.slow
 def test_scores_are_kept_until_the_faces_change(output, settings):
     run(plot_distributions, *settings)
     metrics = output / "run" / "scores" / "recogniser" / "metrics.json"
@@ -264,6 +265,7 @@ def test_shifted_faces_of_lfw_are_moved_back_for_a_network_that_must_have_them_s
     np.testing.assert_allclose(seen["first"][::2], [both[0, :32] + both[0, 32:] for both in expected], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_bins_and_ijbc(output, settings, backbone):
     bins, ijbc = output / "bins", output / "ijbc"
     same = [True, False] * 5

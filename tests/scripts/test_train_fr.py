@@ -176,6 +176,7 @@ def test_ranks_see_each_image_at_most_once_and_drop_less_than_a_batch(images, ba
         recogniser_training.epoch_order(images, images + 1, seed=1, epoch=0)
 
 
+@pytest.mark.slow
 def test_plateau_decays_and_stops_on_the_held_out_people(train, tmp_path, monkeypatch):
     monkeypatch.setattr(train_fr, "PATIENCE", 1)
     monkeypatch.setattr(train_fr, "EARLY_STOP", 5)
@@ -217,6 +218,7 @@ def test_dynunc_files_and_a_training_on_a_keep_list(train, tmp_path, capsys):
     assert f"3 images of {len(people)} people" in output
 
 
+@pytest.mark.slow
 def test_probabilities_are_those_of_the_training_pass(train, tmp_path, monkeypatch):
     """At a learning rate of nothing, without dropout and augmentation: the softmax of s cos, worked out from the weights."""
     monkeypatch.setattr(train_fr, "DROPOUT", 0.0)

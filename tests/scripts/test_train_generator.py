@@ -95,6 +95,7 @@ def own_copy(output: Path, folder: Path) -> Path:
 
 # ---- both scripts ----------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_what_the_first_stage_leaves(output):
     folder = output / "training" / "t"
     autoencoder = load_first_stage(folder / "first_stage_encoder.safetensors", folder / "first_stage_decoder.safetensors")
@@ -111,6 +112,7 @@ def test_what_the_first_stage_leaves(output):
     assert Image.open(folder / "autoencoder.png").size[1] == 2 * 96
 
 
+@pytest.mark.slow
 def test_images_without_a_face_are_listed(output):
     with open(output / "faces" / "my faces é0" / "failures.csv", encoding="utf-8") as file:
         failures = {row["image"]: row["reason"] for row in csv.DictReader(file)}
@@ -173,6 +175,7 @@ def test_two_ranks_agree_with_one(stage, output, faces, tmp_path, monkeypatch):
                                rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage, settings, words", [
     ("autoencoder", {"training.faces": "nowhere"}, "nowhere: no such folder"),
     ("autoencoder", {"training.length": "an hour"}, "training.length: 'an hour' is not a length"),
@@ -184,6 +187,7 @@ def test_what_cannot_be_is_refused(stage, settings, words, output, faces, tmp_pa
             **({"training.name": "new"} | settings))
 
 
+@pytest.mark.slow
 def test_more_codes_than_latents_are_refused(output, faces, tmp_path, monkeypatch):
     monkeypatch.setitem(TINY["first_stage"], "num_codes", 100_000)
     with pytest.raises(UserError, match="the 12 faces to train on have 768 latents, fewer than the 100000 codes"):
@@ -205,6 +209,7 @@ def test_one_person_and_no_face_are_refused_in_one_line(faces, tmp_path, monkeyp
 
 # ---- the diffusion model ---------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_the_saved_network_takes_unit_contexts(output, faces, tmp_path, monkeypatch):
     monkeypatch.setattr(train_diffusion, "VALIDATIONS", 1)  # of several checkpoints the best is kept, whichever that is
     folder = run("diffusion", monkeypatch, faces, own_copy(output, tmp_path / "o"), **{"training.length": "3steps"})
@@ -251,6 +256,7 @@ def test_the_average_is_that_of_every_update(output, faces, tmp_path, monkeypatc
     assert (weights[-1] - expected).abs().max() > 1e-5
 
 
+@pytest.mark.slow
 def test_the_paper_s_way_trains_too(output, faces, tmp_path, monkeypatch):
     folder = run("diffusion", monkeypatch, faces, own_copy(output, tmp_path / "o"),
                  **{"extras.use": "", "extras.identity": 0, "diffusion.learning_rate": 1e-4, "training.length": "6steps"})
@@ -271,6 +277,7 @@ def test_the_identity_loss_reaches_the_network(output, faces, tmp_path, monkeypa
     assert whole - plain == pytest.approx(2 * (half - plain), rel=1e-3) and 0 < whole - plain <= 2
 
 
+@pytest.mark.slow
 def test_the_record_keeps_the_latest_identity_weight(output, faces, tmp_path, monkeypatch):
     copy = own_copy(output, tmp_path / "o")
     run("diffusion", monkeypatch, faces, copy, **{"training.length": "2steps"})

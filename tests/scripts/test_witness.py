@@ -65,7 +65,7 @@ def test_other_negatives_and_other_weights_are_noticed(made):
     with np.load(negatives) as archive:
         arrays = dict(archive)
     np.savez(negatives, **(arrays | {"negatives": -arrays["negatives"]}))
-    refused("run: was made with other negatives than there are now", str(folder))
+    refused("negatives-far.npz: is not the file that .*negatives-far.json tells of", str(folder))
     negatives.write_bytes(before)
     kept = shutil.copytree(weights, weights.parent / "kept")
     random_weights.write(weights, "small", seed=1)
