@@ -26,7 +26,11 @@ def start(*command: str, output: Path) -> subprocess.Popen:
     """A command in a session of its own; what it prints comes to a file."""
     with open(output, "wb") as file:
         return subprocess.Popen([sys.executable, *command], cwd=ROOT, env=ENVIRONMENT, stdout=file, stderr=file,
-                                start_new_session=True)
+                                start_new_session=True, preexec_fn=hear_ctrl_c)
+
+
+def hear_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # test processes may ignore it, and what they start inherits that
 
 
 def errors(output: Path) -> list[str]:
