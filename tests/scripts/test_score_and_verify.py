@@ -306,3 +306,11 @@ def test_verification_names_what_is_missing(settings, overrides, words):
     with pytest.raises(UserError) as caught:
         run(verify_fr, *settings, *overrides)
     assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)
+
+
+def test_a_sixth_benchmark_shifts_no_row_of_the_paper(monkeypatch):
+    monkeypatch.setattr(verify_fr, "COLUMNS", ("LFW", "VGG2-FP", *verify_fr.COLUMNS[1:]))
+    header, _, ours, first, *_ = verify_fr.markdown_table(Path("t/backbone.pth"), {"VGG2-FP": 91.0}).splitlines()
+    rows = [dict(zip(header.split(" | "), row.split(" | "), strict=True)) for row in (ours, first)]
+    assert rows[0]["VGG2-FP"] == "91.00" and rows[1]["VGG2-FP"] == ""
+    assert (rows[1]["LFW"], rows[1]["AgeDB-30"], rows[1]["mean"]) == ("98.00", "86.43", "88.20")
