@@ -104,11 +104,12 @@ def test_starts_as_published():
 
 
 def test_context_dropout_only_in_training(unet, io):
-    network = ConditionalUNet(**SMALL | {"context_dropout_probability": 0.5})
-    network.load_state_dict(unet.state_dict())
+    network, without = (ConditionalUNet(**SMALL | {"context_dropout_probability": p}) for p in (0.5, 0.0))
+    for one in (network, without):  # copies, so that both lie alike in memory
+        one.load_state_dict(unet.state_dict())
     tokens = network.train().context_tokens(io["context"])
     assert not torch.equal(tokens, network.context_tokens(io["context"]))
-    assert torch.equal(network.eval().context_tokens(io["context"]), unet.context_tokens(io["context"]))
+    assert torch.equal(network.eval().context_tokens(io["context"]), without.train().context_tokens(io["context"]))
 
 
 def test_learned_empty_context(io):
