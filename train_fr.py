@@ -51,7 +51,7 @@ def main() -> None:
     faces = folders.identity_folders(fr.images) if fr.images else read_kept(places.aligned(places.run_folder(config)))
     leave_out = read_names(fr.leave_out, "fr.leave_out", faces) if fr.leave_out else ()
     chosen = folders.select(faces, fr.identities, fr.images_per_identity, fr.minimum_images, leave_out)
-    listing = folders.listing(chosen)
+    listing = ranks.from_main(lambda: folders.listing(chosen))
     packed_file = places.packed_faces(config, listing)
     ranks.on_main(lambda: packed.pack(chosen, packed_file, listing))
     images = packed.load_packed(packed_file)

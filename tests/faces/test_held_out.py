@@ -1,4 +1,4 @@
-"""Who is held out of a training."""
+"""Who is held out of a training run."""
 import numpy as np
 import pytest
 

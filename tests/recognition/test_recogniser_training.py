@@ -12,7 +12,7 @@ from utils.runtime.errors import UserError
 
 
 def packed(counts: list[int]) -> PackedFaces:
-    """People p00, p01, ... with so many images each; a face is of one grey level, the person's number."""
+    """People p00, p01, ... with that many images each; a face is of one grey level, the person's number."""
     labels = np.repeat(np.arange(len(counts)), counts)
     images = np.broadcast_to(labels[:, None, None, None].astype(np.uint8), (len(labels), 112, 112, 3))
     names = np.array([f"p{k:02d}" for k in range(len(counts))])

@@ -50,7 +50,7 @@ def test_a_script_that_ends_well_says_nothing(capsys):
 
 
 def test_what_the_user_can_fix_is_its_own_line(ended):
-    assert ended(UserError("a.b: is\n  wrong; mend it")) == (2, "error: a.b: is wrong; mend it\n")
+    assert ended(UserError("a.b: is\n  wrong; fix it")) == (2, "error: a.b: is wrong; fix it\n")
 
 
 @pytest.mark.parametrize("number, words", [

@@ -18,6 +18,7 @@ import create_sample_identity_contexts
 import sample
 from models import published, random_weights
 from models.unet import ConditionalUNet
+from tests.running import run
 from utils.diffusion import guidance, solvers
 from utils.diffusion.latent_diffusion import LatentDiffusion
 from utils.diffusion.noise import gaussian
@@ -50,14 +51,6 @@ def settings(weights, tmp_path_factory) -> list[str]:
                           (create_negative_contexts, ["negatives.strategy=null"])):
         run(script, *overrides, *extra)
     return overrides
-
-
-def run(script, *arguments: str) -> None:
-    before, sys.argv = sys.argv, [f"{script.__name__}.py", *arguments]
-    try:
-        script.main()
-    finally:
-        sys.argv = before
 
 
 def loaded(weights: Path) -> LatentDiffusion:

@@ -2,7 +2,6 @@
 import io
 import json
 import pickle
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from PIL import Image
 import plot_distributions
 import verify_fr
 from models.backbones import MobileFaceNet
+from tests.running import run
 from utils.evaluation.verification import ijb, ten_fold
 from utils.faces.aligned import write_kept
 from utils.faces.template import TEMPLATES, centre_crop, warp
@@ -20,14 +20,6 @@ from utils.runtime.errors import UserError
 from utils.runtime.files import write_bytes, write_json, write_text
 
 PEOPLE, IMAGES = 12, 3
-
-
-def run(script, *arguments: str) -> None:
-    before, sys.argv = sys.argv, [f"{script.__name__}.py", *arguments]
-    try:
-        script.main()
-    finally:
-        sys.argv = before
 
 
 def picture(person: int, number: int, size: int = 112) -> np.ndarray:

@@ -1,6 +1,5 @@
 """sample.py --verify: a run is what its records say, or the first thing that is not is named."""
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +10,8 @@ import create_negative_contexts
 import create_sample_identity_contexts
 import sample
 from models import random_weights
+from tests.running import run
 from utils.runtime.errors import UserError
-
-
-def run(script, *arguments: str) -> None:
-    before, sys.argv = sys.argv, [f"{script.__name__}.py", *arguments]
-    try:
-        script.main()
-    finally:
-        sys.argv = before
 
 
 @pytest.fixture(scope="module")

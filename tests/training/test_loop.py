@@ -169,7 +169,7 @@ def test_draws_and_seeds_differ_by_seed_step_and_rank():
     assert drawn[0] == drawn[4] and len({tuple(pair) for pair in drawn}) == 4
 
 
-# ---- a training ------------------------------------------------------------------------------------------------------
+# ---- a run -----------------------------------------------------------------------------------------------------------
 
 def test_the_log_has_its_rows_at_equal_parts_and_the_mean_loss_between_them(tmp_path):
     session = Session(tmp_path, Budget(steps=12), rows=4)

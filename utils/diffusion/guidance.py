@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-APG_ETA, APG_MOMENTUM, APG_RMS = 0.0, -0.5, 0.05  # arXiv 2410.02416, section 5; the norm's limit as rms of a latent's values
+APG_ETA, APG_MOMENTUM, APG_RMS = 0.0, -0.5, 0.05  # the norm's limit as rms of a latent's values; not tuned yet
 
 
 def negative(model, x_t: Tensor, t: int, c_pos: Tensor, c_neg: Tensor, w: float | Tensor, state: dict) -> Tensor:
@@ -18,7 +18,7 @@ def negative(model, x_t: Tensor, t: int, c_pos: Tensor, c_neg: Tensor, w: float 
 
 
 def apg(model, x_t: Tensor, t: int, c_pos: Tensor, c_neg: Tensor, w: float | Tensor, state: dict) -> Tensor:
-    """Adaptive projected guidance (arXiv 2410.02416, algorithm 1): in x_0, less of the difference along x_0, with a limit."""
+    """Adaptive projected guidance (arXiv 2410.02416): in x_0, less of the difference along x_0, with a limit."""
     alpha_bar = model.alpha_bar(t)
     eps_pos, eps_neg = model.eps_pair(x_t, t, c_pos, c_neg)
     x_0 = (x_t - (1 - alpha_bar) ** 0.5 * eps_pos) / alpha_bar**0.5

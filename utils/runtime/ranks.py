@@ -48,6 +48,13 @@ class Ranks:
             action()
         self.barrier()
 
+    def from_main(self, make: Callable[[], T]) -> T:
+        """What `make` gives on rank 0, on every rank: what is costly to find out is found out once."""
+        value = [make() if self.is_main else None]
+        if self.world_size > 1:
+            dist.broadcast_object_list(value)
+        return value[0]
+
     def main_first(self, make: Callable[[], T]) -> T:
         """What `make` gives, on rank 0 before the others: what it caches on disk is made once."""
         if self.is_main:

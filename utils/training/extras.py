@@ -1,6 +1,6 @@
 """What the miniature's training does otherwise than IDiff-Face's (arXiv 2308.04995); `extras.use` and `extras.identity`.
 
-With few images and little time these pay: docs/training.md says what each has been seen to do.
+docs/training.md has what was measured of them: the identity loss alone so far.
 """
 from collections.abc import Callable, Collection
 

@@ -143,7 +143,7 @@ class Training:
         """Save everything; all ranks call it at once."""
         self._gather()
         if self.ranks.is_main:
-            self._write_log()  # before the state: a training that has ended has its whole log
+            self._write_log()  # before the state: a run that has ended has its whole log
             write_torch(self.state_file, {
                 **{name: part.state_dict() for name, part in self._parts().items()}, "summed": self._summed(),
                 "progress": {name: getattr(self, name) for name in PROGRESS}})
@@ -224,16 +224,14 @@ class Training:
 
     def _validate(self, validate: Callable[[], Mapping[str, float]], keep: Callable[[], None]) -> dict[str, float]:
         self._gather()
-        columns = [dict(validate())] if self.ranks.is_main else [None]
-        if self.ranks.world_size > 1:
-            dist.broadcast_object_list(columns)
-        score = columns[0].pop("score")
+        columns = dict(self.ranks.from_main(validate))
+        score = columns.pop("score")
         self.waited += 1
         if score > self.best:
             self.best, self.best_step, self.waited = score, self.step, 0
             if self.ranks.is_main:
                 keep()
-        return columns[0] | {"score": score}
+        return columns | {"score": score}
 
     def _report(self, rate: float, columns: dict[str, float]) -> None:
         """Add a row to the log and, after a validation, step a schedule that goes by validations."""
