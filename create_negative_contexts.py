@@ -39,7 +39,8 @@ def main() -> None:
         custom = negatives.read_custom(settings.custom_file, ids)
         decides["negatives.custom_file"] = file_digest(settings.custom_file)
     file = places.negatives_file(config)
-    record = Record(file.with_suffix(".json"), decides, "contexts.name", target=file)
+    record = Record(file.with_suffix(".json"), decides, "contexts.name", target=file,
+                    sources=[settings.custom_file] if settings.strategy == "custom" else ())
     if record.state() is State.DONE:
         print(f"{file}: exists, made with the same settings")
         return

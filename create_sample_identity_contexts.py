@@ -15,6 +15,7 @@ if __name__ == "__main__":
     from utils.runtime.errors import listen
     listen()  # the imports take seconds
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,8 @@ def main() -> None:
     file = places.contexts_file(config)
 
     # Leave finished contexts alone
-    record = Record(file.with_suffix(".json"), deciding_settings(config.contexts), "contexts.name", target=file)
+    record = Record(file.with_suffix(".json"), deciding_settings(config.contexts), "contexts.name", target=file,
+                    sources=sources(config.contexts))
     if record.state() is State.DONE:
         print(f"{file}: exists, made with the same settings")
         return
@@ -79,6 +81,14 @@ def deciding_settings(settings: Contexts) -> dict[str, Any]:
         decides = {"faces": listing(identity_folders(settings.faces)), "per": settings.per,
                    "recogniser": backbone_digest(recogniser)}
     return {f"contexts.{name}": value for name, value in ({"source": settings.source} | decides).items()}
+
+
+def sources(settings: Contexts) -> list[str | Path]:
+    """The files among what the contexts depend on."""
+    if settings.source == "extracted":
+        from models.published import backbone_files
+        return backbone_files(settings.recogniser)
+    return {"uniform": [], "gaussian": [settings.statistics], "published": [settings.file]}[settings.source]
 
 
 def make(settings: Contexts, device: str) -> tuple[list[str], np.ndarray]:

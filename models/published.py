@@ -206,10 +206,15 @@ def require_gradients(backbone: nn.Module, file: Path | str) -> nn.Module:
 
 
 def backbone_digest(file: Path | str) -> str:
-    """The digest of a recogniser's file; of one in ncnn's format, whose weights lie beside it, of both files."""
+    """The digest of a recogniser's file; of one in ncnn's format, of both files."""
+    digests = [file_digest(file) for file in backbone_files(file)]
+    return text_digest("".join(digests)) if len(digests) > 1 else digests[0]
+
+
+def backbone_files(file: Path | str) -> list[Path]:
+    """The files of a recogniser: in ncnn's format the weights lie beside the one that is given."""
     file = Path(file)
-    digest = file_digest(file)
-    return text_digest(digest + file_digest(file.with_suffix(".bin"))) if file.suffix == ".param" else digest
+    return [file, file.with_suffix(".bin")] if file.suffix == ".param" else [file]
 
 
 def load_contexts(file: Path | str) -> tuple[list[str], np.ndarray]:

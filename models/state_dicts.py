@@ -116,6 +116,7 @@ def scan_torch(file: Path) -> tuple[set[str], int]:
             foreign_arrays.check_zip(archive, size)
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):
                 raise UserError(f"{file}: is a TorchScript program, which would run, so it was not read; {RESAVE}")
+            foreign_arrays.check_sums(archive, archive.namelist())  # torch checks none
             pickles = [archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise UserError(f"{file}: is a zip file, but not one of torch.save; choose the file that holds the weights")

@@ -62,7 +62,7 @@ def test_cosines_are_those_of_float64_in_blocks_of_rows(monkeypatch):
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 def test_the_files_are_those_of_the_floor_below():
-    for name in ("check_contexts", "check_vectors", "digest", "normalise", "read", "row_norms", "write"):
+    for name in ("check_contexts", "check_vectors", "digest", "normalise", "row_norms", "write"):
         assert getattr(identity_contexts, name) is getattr(context_files, name)
 
 

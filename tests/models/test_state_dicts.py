@@ -42,6 +42,17 @@ def is_state(found: dict[str, torch.Tensor]) -> bool:
     return found.keys() == STATE.keys() and all(torch.equal(found[name], STATE[name]) for name in STATE)
 
 
+def test_a_byte_that_was_flipped_in_a_zip_of_torch_is_noticed(tmp_path):
+    weights = {"weight": torch.arange(1000.0)}
+    torch.save(weights, tmp_path / "w.pt")
+    data = bytearray((tmp_path / "w.pt").read_bytes())
+    place = data.index(torch.tensor(777.0).numpy().tobytes())
+    data[place] ^= 1  # a finite number still
+    (tmp_path / "w.pt").write_bytes(data)
+    assert torch.load(tmp_path / "w.pt", weights_only=True)["weight"][777] != 777  # by torch itself it is not
+    assert "Bad CRC-32 for file" in refusal(read, tmp_path / "w.pt") and "download it again" in refusal(read, tmp_path / "w.pt")
+
+
 # ---- containers and wrappers -----------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".ckpt", ".npy", ""])

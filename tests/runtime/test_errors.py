@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from utils.runtime import errors
 from utils.runtime.errors import Terminated, UserError, run_script
@@ -24,6 +25,7 @@ def as_before(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/somewhere/stage.py", "a.b=1"])
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
@@ -101,6 +103,47 @@ def test_signals_finish_what_is_in_hand_and_have_codes_of_their_own(ended, sent,
     monkeypatch.setenv("RANK", "1")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     assert ended(main) == (code, "")  # rank 0 has said it
+
+
+# ---- under torchrun --------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def rank(tmp_path, monkeypatch):
+    """(number) -> this process is that rank of one launch; gives the file that torchrun quotes."""
+    def become(number: int) -> Path:
+        file = tmp_path / f"{number}" / "error.json"
+        file.parent.mkdir(exist_ok=True)
+        monkeypatch.setenv("RANK", str(number))
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+        return file
+    monkeypatch.setattr(errors, "HEARING", 0.0)
+    return become
+
+
+def test_of_the_ranks_that_fail_one_tells_and_torchrun_quotes_it(ended, rank):
+    first, second = rank(1), rank(0)
+    rank(1)
+    assert ended(UserError("a.b: is wrong; fix it")) == (2, "error: a.b: is wrong; fix it\n")
+    rank(0)
+    assert ended(UserError("a.b: is wrong; fix it")) == (2, "")
+    assert ended(RuntimeError("Gloo: Connection closed by peer")) == (2, "")
+    for number, file in ((1, first), (0, second)):
+        failure = ProcessFailure(number, 1, 2, str(file))  # as torchrun reads it
+        report = ChildFailedError("stage.py", {number: failure}).format_msg()
+        assert report.splitlines()[-2] == "  traceback : error: a.b: is wrong; fix it"
+
+
+def test_of_ranks_that_are_stopped_one_tells(ended, rank):
+    for number, line in ((1, f"error: interrupted; {AGAIN}\n"), (0, "")):
+        file = rank(number)
+        assert ended(KeyboardInterrupt()) == (130, line) and not file.exists()
+
+
+def test_a_rank_tells_that_it_lost_another_where_that_one_could_not(ended, rank):
+    file = rank(0)
+    code, line = ended(RuntimeError("[../gloo/transport/tcp/pair.cc:525] Read error: Connection reset by peer"))
+    assert code == 2 and line.startswith("error: rank 0: another rank was killed") and line.endswith(f"; {AGAIN}\n")
+    assert not file.exists()  # torchrun says of the other by which signal it ended
 
 
 def test_a_signal_that_comes_out_as_another_error_is_told_as_the_signal(ended):
@@ -193,7 +236,9 @@ def test_a_rank_that_lost_another_points_to_that_one_s_line(ended, monkeypatch):
     error = RuntimeError("[gloo/transport/tcp/pair.cc:537] Connection closed by peer [127.0.0.1]:5")
     assert ended(error)[0] == 1
     monkeypatch.setenv("RANK", "1")
-    assert ended(error) == (2, f"error: rank 1: another rank ended (its own line says why); {AGAIN}\n")
+    monkeypatch.setattr(errors, "HEARING", 0.0)
+    assert ended(error) == (2, "error: rank 1: another rank was killed (out of memory?), or ended on another node, where its own "
+                               f"line says why; {AGAIN}\n")
 
 
 @pytest.mark.parametrize("error, code", [(KeyboardInterrupt(), 130), (Terminated(), 143), (ValueError("x"), None)])

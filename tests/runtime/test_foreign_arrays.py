@@ -226,3 +226,11 @@ def test_damaged_json(tmp_path):
 def test_damaged_lists(tmp_path):
     known, file = ["ann", "Zoë"], tmp_path / "a.txt"
     check_reader(file, "ann\nZoë\n".encode(), lambda: read_names(file, "fr.leave_out", known))
+
+
+def test_a_byte_that_was_flipped_in_an_npz_is_noticed(tmp_path):
+    write_npz(tmp_path / "a.npz", contexts=np.arange(600, dtype=np.float32))
+    data = bytearray((tmp_path / "a.npz").read_bytes())
+    data[data.index(np.float32(555).tobytes())] ^= 1
+    (tmp_path / "a.npz").write_bytes(data)
+    assert "Bad CRC-32" in refused(read_npz, tmp_path / "a.npz", ["contexts"])

@@ -1,13 +1,15 @@
 """Is this already made? What a record answers, and what it leaves behind when it is killed."""
 import json
+import os
 import platform
+import shutil
 from pathlib import Path
 
 import pytest
 
 from utils.runtime import records
 from utils.runtime.errors import UserError
-from utils.runtime.records import Record, State, decided
+from utils.runtime.records import Record, State, check_sources, decided
 
 DECIDES = {"contexts.number": 100, "contexts.seed": 0, "contexts.source": "uniform", "statistics": "ab12",
            "guidance.interval": (0, 999)}  # a tuple, which comes back from JSON as a list
@@ -234,3 +236,60 @@ def test_an_earlier_stage_s_record_that_does_not_say_is_refused(tmp_path, text, 
     with pytest.raises(UserError) as error:
         decided(file, ("a.b",), "run it again")
     assert str(error.value).startswith(f"{file}: {words}") and "\n" not in str(error.value)
+
+
+# ---- what a target was made from, to the stages after it -------------------------------------------------------------
+
+def test_a_source_that_has_changed_is_named_with_the_stage_to_run_again(tmp_path):
+    source, record = tmp_path / "in" / "pairs.csv", of_file(tmp_path / "out")
+    source.parent.mkdir()
+    source.write_text("a,b")
+    Record(record.file, DECIDES, "contexts.name", target=record.target, sources=[source]).begin()
+    record.target.write_bytes(b"contexts")
+    check_sources(record.target, "stage.py")
+
+    os.utime(source, ns=(1, 1))  # other times, same bytes
+    check_sources(record.target, "stage.py")
+    source.write_text("a,c")
+    with pytest.raises(UserError) as error:
+        check_sources(record.target, "stage.py")
+    assert str(error.value) == (f"{source}: has changed since {record.target} was made from it; put the earlier file back, or "
+                                f"delete {record.target} and run stage.py again")
+    times = source.stat()
+    source.write_text("b,c")  # of the same size and time of writing
+    os.utime(source, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(UserError, match="has changed since"):
+        check_sources(record.target, "stage.py")
+    source.write_text("a,b")
+    check_sources(record.target, "stage.py")
+    source.unlink()  # a target may travel alone
+    check_sources(record.target, "stage.py")
+
+
+def test_a_source_that_is_as_it_was_is_not_read_again(tmp_path, monkeypatch):
+    (tmp_path / "pairs.csv").write_text("a,b")
+    record = of_file(tmp_path)
+    Record(record.file, DECIDES, "contexts.name", target=record.target, sources=[tmp_path / "pairs.csv"]).begin()
+    monkeypatch.setattr(records, "file_digest", lambda file: pytest.fail("it was read again"))
+    check_sources(record.target, "stage.py")
+
+
+def test_a_project_that_is_copied_keeps_its_sources(tmp_path):
+    project = tmp_path / "project"
+    (project / "data").mkdir(parents=True)
+    (project / "data" / "pairs.csv").write_text("a,b")
+    record = of_file(project / "out")
+    Record(record.file, DECIDES, "contexts.name", target=record.target, sources=[project / "data" / "pairs.csv"]).begin()
+    shutil.copytree(project, tmp_path / "copy")
+    (project / "data" / "pairs.csv").write_text("a,c")
+    check_sources(tmp_path / "copy" / "out" / "c.npz", "stage.py")
+    (tmp_path / "copy" / "data" / "pairs.csv").write_text("a,d")
+    with pytest.raises(UserError, match="copy/data/pairs.csv: has changed"):
+        check_sources(tmp_path / "copy" / "out" / "c.npz", "stage.py")
+
+
+@pytest.mark.parametrize("text", ['{"sources": []}', '{"sources": {"x": 1}}', "[]"])
+def test_a_record_whose_sources_are_damaged_is_refused(tmp_path, text):
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(UserError, match="c.json: is no record of how .*c.npz was made; delete both, and run stage.py again"):
+        check_sources(tmp_path / "c.npz", "stage.py")

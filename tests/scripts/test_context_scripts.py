@@ -1,4 +1,4 @@
-"""Stages 1 and 2 as the user runs them."""
+"""Stages 1 and 2 as the user runs them, and what stage 3 says of what they left."""
 import errno
 import json
 import os
@@ -15,7 +15,7 @@ from utils.identities import contexts as identity_contexts
 from utils.identities import negatives
 
 REPOSITORY = Path(__file__).parents[2]
-STAGE_1, STAGE_2 = "create_sample_identity_contexts.py", "create_negative_contexts.py"
+STAGE_1, STAGE_2, STAGE_3 = "create_sample_identity_contexts.py", "create_negative_contexts.py", "sample.py"
 SMALL = ("contexts.source=uniform", "contexts.number=20", "contexts.dimension=8", "sampling.identities=5")
 
 
@@ -174,6 +174,29 @@ def test_contexts_drawn_like_those_of_real_faces(run, tmp_path):
     mean_of_cosines = (np.square(contexts.sum(axis=0)).sum() - 500) / (500 * 499)
     assert mean_of_cosines == pytest.approx(np.square(mean).sum(), abs=0.01)  # real people resemble one another a little
     refused(run(STAGE_1, *settings, "contexts.statistics=none.npz"), "none.npz: no such file (contexts.statistics)")
+
+
+def test_later_stages_notice_that_statistics_or_custom_negatives_have_changed(run, tmp_path):
+    statistics = tmp_path / "statistics.npz"
+    np.savez(statistics, mean=np.zeros(8), covariance=np.eye(8))
+    settings = ("contexts.source=gaussian", "contexts.number=20", f"contexts.statistics={statistics}")
+    assert run(STAGE_1, *settings)[0] == 0
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("".join(f"{row:06d},{(row + 3) % 20:06d}\n" for row in range(20)))
+    custom = ("negatives.strategy=custom", f"negatives.custom_file={pairs}", "sampling.identities=2", "model.diffusion=none")
+    assert run(STAGE_2, *settings, *custom)[0] == 0
+    refused(run(STAGE_3, *settings, *custom), "none: no such folder; download the diffusion model")  # both are as they were
+
+    earlier = pairs.read_text()
+    pairs.write_text(earlier.replace("000000,000003", "000000,000004"))
+    refused(run(STAGE_3, *settings, *custom), f"{pairs}: has changed since", "run create_negative_contexts.py again")
+    assert run(STAGE_2, *settings)[0] == 0  # other negatives of the same contexts
+    pairs.write_text(earlier)
+    np.savez(statistics, mean=np.ones(8), covariance=np.eye(8))
+    for stage in (STAGE_2, STAGE_3):
+        refused(run(stage, *settings, *custom), f"{statistics}: has changed since", "run create_sample_identity_contexts.py")
+    statistics.unlink()
+    refused(run(STAGE_3, *settings, *custom), "none: no such folder; download the diffusion model")
 
 
 # ---- a full disk -----------------------------------------------------------------------------------------------------

@@ -268,6 +268,7 @@ def test_a_signal_leaves_the_last_saved_state_and_the_training_goes_on(undisturb
     monkeypatch.setattr(errors._Signals, "stopped_by", None)
     before = {number: signal.getsignal(number) for number in errors.STOPS}
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # scripts that ended in this process ignore it
         errors.listen()
         session = Session(tmp_path, Budget(steps=30), rows=6)
         session.loss.register_forward_hook(lambda *_: os.kill(os.getpid(), sent) if session.training.step == 17 else None)
@@ -411,6 +412,13 @@ def other_network(data: bytes, folder: Path) -> None:
     write_torch(folder / "state.pt", state | {"network": nn.Linear(5, 1).state_dict()})
 
 
+def with_a_flipped_bit(data: bytes, folder: Path) -> None:
+    weight = torch.load(folder / "state.pt", weights_only=True)["network"]["weight"].numpy().tobytes()
+    state = bytearray(data)
+    state[data.index(weight)] ^= 1  # a finite number still
+    (folder / "state.pt").write_bytes(state)
+
+
 def with_code(data: bytes, folder: Path) -> None:
     torch.save(Session(folder / "x", Budget(steps=1)).network, folder / "state.pt")
 
@@ -421,8 +429,8 @@ def with_code(data: bytes, folder: Path) -> None:
     lambda data, folder: (folder / "state.pt").write_bytes(b"no state"),
     lambda data, folder: write_torch(folder / "state.pt", [1, 2]),
     lambda data, folder: write_torch(folder / "state.pt", None),
-    other_version, other_network, with_code],
-    ids=["cut", "half", "start", "empty", "text", "a list", "nothing", "another version", "another network", "code"])
+    other_version, other_network, with_code, with_a_flipped_bit],
+    ids=["cut", "half", "start", "empty", "text", "a list", "nothing", "another version", "another network", "code", "a bit"])
 def test_a_damaged_state_is_refused_in_one_line(tmp_path, damage):
     Session(tmp_path, Budget(steps=6)).run()
     damage((tmp_path / "state.pt").read_bytes(), tmp_path)

@@ -3,11 +3,14 @@
 Drawn ones, their files, and how close they are to one another. Those of real faces: utils/recognition/extraction.py.
 """
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from models.context_files import check_contexts, check_vectors, digest, normalise, read, row_norms, write
+from models import context_files
+from models.context_files import check_contexts, check_vectors, digest, normalise, row_norms, write
+from utils.runtime.records import check_sources
 
 __all__ = ["uniform", "gaussian", "cosine_blocks", "crowding", "closest_pair", "check_contexts", "check_vectors", "digest",
            "normalise", "read", "row_norms", "write"]
@@ -34,6 +37,19 @@ def gaussian(number: int, mean: np.ndarray, covariance: np.ndarray, seed: int) -
     values, axes = np.linalg.eigh(covariance.astype(np.float64))
     draws = np.random.default_rng(seed).standard_normal((number, len(mean)))
     return normalise(mean + draws * np.sqrt(values.clip(min=0)) @ axes.T)
+
+
+def read(file: Path | str, dimension: int | None = None) -> tuple[list[str], np.ndarray]:
+    """ids and contexts [N, D] float32, unit norm, of a file that stage 1 made.
+
+    Args:
+        dimension: D, where it is known.
+    Raises:
+        UserError: as models.context_files.read; or what they were made from has changed since.
+    """
+    ids, contexts = context_files.read(file, dimension)
+    check_sources(Path(file), "create_sample_identity_contexts.py")
+    return ids, contexts
 
 
 # ---- how close contexts are to one another ---------------------------------------------------------------------------

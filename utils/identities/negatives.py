@@ -16,7 +16,7 @@ from utils.identities.contexts import check_vectors, cosine_blocks, row_norms
 from utils.runtime.errors import UserError
 from utils.runtime.files import array_digest, read_npz, require_file, write_npz
 from utils.runtime.foreign_arrays import read_text
-from utils.runtime.records import check_digest
+from utils.runtime.records import check_digest, check_sources
 
 NOBODY = -1  # the index of a negative that is no identity of the list
 TIE = 1e-12  # cosines that differ by no more count as equal: products in another order round otherwise
@@ -178,7 +178,7 @@ def read(file: Path | str, ids: Sequence[str], dimension: int, contexts_digest: 
     Args:
         ids, dimension, contexts_digest: of the contexts in use.
     Raises:
-        UserError: the file is missing, damaged, or belongs to other contexts.
+        UserError: the file is missing, damaged, or belongs to other contexts; or what it was made from has changed since.
     """
     fix = "run create_negative_contexts.py with the same settings"
     require_file(file, "negatives", f"{fix} first")
@@ -189,4 +189,5 @@ def read(file: Path | str, ids: Sequence[str], dimension: int, contexts_digest: 
     if negatives.shape != (len(ids), dimension) or negatives.dtype != np.float32 or not np.isfinite(negatives).all():
         raise UserError(f"{file}: does not hold a finite negative for each identity; delete it and {fix}")
     check_digest(Path(file), array_digest(negatives))
+    check_sources(Path(file), "create_negative_contexts.py")
     return negatives

@@ -3,19 +3,22 @@
 Exit codes: 2 what the user can put right, 130 Ctrl-C, 143 SIGTERM, 1 a bug.
 """
 import errno
+import json
 import os
 import re
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
 PARENT = os.getppid()  # early, so that ranks can tell whether torchrun died while they were starting
 ROOT = Path(__file__).parents[2]
+HEARING = 1.0  # seconds that a rank gives another, which it has lost, to say why
 LONGEST = 300  # characters of a file's name, or of another's message, that a line shows
 AGAIN = "run the same command again: it continues"
 NO_SPACE = f"free space or choose another paths.output, then {AGAIN}"
@@ -86,8 +89,13 @@ def tell(error: BaseException) -> int:
     except OSError:  # nobody reads it any more; without this the interpreter would try again, and say so
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     code, line = explain(error)
-    if code in (1, 2) or os.environ.get("RANK", "0") == "0":  # of many ranks one tells that all were stopped
-        print(f"error: {' '.join(line.split())}", file=sys.stderr, flush=True)
+    line = " ".join(line.split())
+    if _has_lost_a_rank(error):
+        time.sleep(HEARING)
+    if _is_first_to_tell(code):
+        print(f"error: {line}", file=sys.stderr, flush=True)
+    if code in (1, 2) and not _has_lost_a_rank(error):
+        _report_to_torchrun(line)
     return code
 
 
@@ -106,9 +114,9 @@ def explain(error: BaseException) -> tuple[int, str]:
         return 2, f"{_file_of(error)}: {error.strerror}; {FIXES.get(error.errno, f'check that file and its disk, then {AGAIN}')}"
     if instead := worker_error(error):
         return explain(instead)
-    rank = os.environ.get("RANK")
-    if isinstance(error, RuntimeError) and rank and re.search("gloo|nccl|connection (closed|reset)", message, re.I):
-        return 2, f"rank {rank}: another rank ended (its own line says why); {AGAIN}"
+    if _has_lost_a_rank(error):
+        return 2, (f"rank {os.environ['RANK']}: another rank was killed (out of memory?), or ended on another node, where its "
+                   f"own line says why; {AGAIN}")
     return 1, (f"{Path(sys.argv[0]).name}: {type(error).__name__}: {message} at {_place(error.__traceback__)}; a bug: run again "
                "with --traceback and report it")
 
@@ -119,6 +127,33 @@ def worker_error(error: BaseException) -> BaseException | None:
         return None
     # a SIGTERM to the whole group may reach a worker first
     return Terminated() if "Terminated" in f"{error} {error.__cause__}" else UserError(WORKER_KILLED)
+
+
+def _has_lost_a_rank(error: BaseException) -> bool:
+    return (isinstance(error, RuntimeError) and "RANK" in os.environ
+            and bool(re.search("gloo|nccl|connection (closed|reset)", _first_line(error), re.I)))
+
+
+def _is_first_to_tell(code: int) -> bool:
+    """Whether this process says what it ended with: of the ranks that one torchrun started, the first to end does."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # <folder of this launch>/<rank>/error.json
+    if not file:
+        return code in (1, 2) or os.environ.get("RANK", "0") == "0"
+    with suppress(OSError):
+        try:
+            os.close(os.open(Path(file).parent.parent / "told", os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+    return True
+
+
+def _report_to_torchrun(line: str) -> None:
+    """Leave the line for torchrun, which ends with a long report and quotes it there, second to last."""
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        said = {"message": {"message": f"error: {line}", "extraInfo": {"timestamp": str(int(time.time()))}}}
+        with suppress(OSError):
+            Path(f"{file}.part").write_text(json.dumps(said))
+            os.replace(f"{file}.part", file)  # whole or not at all: torchrun fails on others
 
 
 class _Signals:

@@ -1,5 +1,6 @@
 """Is this already made? A JSON record beside every target says what decided it."""
 import json
+import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.runtime.errors import UserError
-from utils.runtime.files import read_json, require_file, sweep, write_json
+from utils.runtime.files import file_digest, read_json, require_file, sweep, write_json
 
 DIGEST = re.compile("[0-9a-f]{64}")
 FORMAT = 2  # of records; those of format 1 called settings by their last name alone
@@ -35,6 +36,8 @@ class Record:
         target: a file that is complete as soon as it exists. None: a folder, which its stage completes file by file.
         contents: what a target folder never holds before its record is there.
         may_change: settings that may differ when the target is continued; the record keeps the latest.
+        sources: files that the target is made from and that later stages do not read: check_sources tells these stages
+            whether one has changed since.
     """
 
     file: Path
@@ -43,6 +46,7 @@ class Record:
     target: Path | None = None
     contents: Path | None = None
     may_change: Mapping[str, Any] = field(default_factory=dict)
+    sources: Sequence[Path | str] = ()
 
     def state(self) -> State:
         """What is left to do.
@@ -86,8 +90,10 @@ class Record:
         if state is State.MAKE and self.target is not None:
             self.target.unlink(missing_ok=True)
         if state is not State.DONE:
+            sources = {path_from(self.file, Path(source)): {"sha256": file_digest(source), "seen": seen(Path(source))}
+                       for source in self.sources}
             write_json(self.file, {"format": FORMAT, "decides": self._plain(self.decides), "may_change": changes, **about,
-                                   "versions": versions()})
+                                   "sources": sources, "versions": versions()})
         return state
 
     def _read(self) -> dict[str, Any]:
@@ -148,6 +154,36 @@ def check_digest(target: Path, digest: str) -> None:
     recorded = read_json(record) if record.is_file() else {}
     if isinstance(recorded, dict) and recorded.get("digest", digest) != digest:
         raise UserError(f"{target}: is not the file that {record.name} tells of; delete it, and run its stage again")
+
+
+def check_sources(target: Path, stage: str) -> None:
+    """Raises UserError where a file that `target` was made from has changed since; one that is gone may be elsewhere.
+
+    Args:
+        target: a file whose record, if there is one, lies beside it.
+        stage: the script that makes it.
+    """
+    record = target.with_suffix(".json")
+    recorded = read_json(record) if record.is_file() else {}
+    sources = recorded.get("sources", {}) if isinstance(recorded, dict) else None
+    if not isinstance(sources, dict) or not all(isinstance(said, dict) for said in sources.values()):
+        raise UserError(f"{record}: is no record of how {target} was made; delete both, and run {stage} again")
+    for name, said in sources.items():
+        source = Path(os.path.normpath(record.parent.resolve() / name))
+        if source.is_file() and seen(source) != said.get("seen") and file_digest(source) != said.get("sha256"):
+            raise UserError(f"{source}: has changed since {target} was made from it; put the earlier file back, or delete "
+                            f"{target} and run {stage} again")
+
+
+def seen(file: Path) -> list[int]:
+    """Inode, size and times, ns: while these stay, a file need not be read again."""
+    status = file.stat()
+    return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def path_from(record: Path, source: Path) -> str:
+    """The path of a source from a record's folder: a project that is moved keeps it."""
+    return os.path.relpath(source.resolve(), record.parent.resolve())
 
 
 def versions() -> dict[str, str]:

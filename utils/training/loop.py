@@ -4,6 +4,7 @@ import math
 import pickle
 import re
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from utils.runtime.errors import UserError
 from utils.runtime.files import write_csv, write_torch
+from utils.runtime.foreign_arrays import check_sums
 from utils.runtime.ranks import Ranks
 
 CHECK_STEPS = 20  # the loss is fetched from the device, shown and checked once per this many steps
@@ -118,6 +120,8 @@ class Training:
         if not self.state_file.is_file():
             return False
         try:
+            with zipfile.ZipFile(self.state_file) as archive:
+                check_sums(archive, archive.namelist())  # torch checks none
             state = torch.load(self.state_file, map_location=self.ranks.device, weights_only=True)
             for name, part in self._parts().items():
                 part.load_state_dict(state[name])
@@ -127,7 +131,7 @@ class Training:
                     tensor.copy_(state["summed"][name])
             for name in PROGRESS:
                 setattr(self, name, progress[name])
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, LookupError, ValueError, TypeError,
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, LookupError, ValueError, TypeError,
                 AttributeError) as error:
             if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which torch raises for a file that was cut
                 raise
