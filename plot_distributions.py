@@ -64,7 +64,7 @@ def main() -> None:
     device = distributed.setup(config.device).device
 
     # score every run that has no scores yet
-    backbone = load_backbone(config.scores.recogniser)
+    backbone = load_backbone(config.scores.recogniser, "scores.recogniser")
     results = {folder: score(folder, config, backbone, device) for folder in folders}
 
     # one table, the paper's rows beside ours; one plot
@@ -118,11 +118,15 @@ def kind(run: Path) -> str | None:
     if not places.run_record(run).is_file():
         images = decided(places.alignment_record(places.aligned(run)), ("align.images",), ALIGN)["align.images"]
         return "LFW, real" if Path(images).name in LFW_FOLDERS else None
-    settings = read_json(places.run_record(run))["config"]
-    guidance, strategy = settings["guidance"], settings["negatives"]["strategy"]
+    try:
+        settings = read_json(places.run_record(run))["config"]
+        guidance, strategy = settings["guidance"], settings["negatives"]["strategy"]
+        rule = guidance.get("rule", "negative"), guidance["w"], guidance["schedule"]
+    except (LookupError, TypeError, AttributeError):
+        raise UserError(f"{places.run_record(run)}: does not say how the run was guided; restore it, or sample again under "
+                        "another paths.run") from None
     if guidance["w"] == 0:
         return "w = 0"
-    rule = guidance.get("rule", "negative"), guidance["w"], guidance["schedule"]
     return strategy if strategy in PAPER and rule == ("negative", 0.5, "constant") else None
 
 

@@ -1,7 +1,7 @@
 """Stage 7: verify a recogniser on the benchmarks whose files are there.
 
 Reads   a backbone: the run's training (stage 6), or verify.backbone in any supported format; benchmarks (config verify)
-Writes  verification.json beside the backbone (<output>/verification/<backbone>/ where it lies outside <output>)
+Writes  verification.json beside the backbone of a training, of any other in <output>/verification/<backbone>/
 
     python verify_fr.py verify.bins=data/benchmarks
     python verify_fr.py verify.backbone=... verify.lfw_pairs=data/pairs.txt verify.lfw_faces=output/lfw/aligned

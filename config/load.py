@@ -6,6 +6,7 @@ import os
 import sys
 import typing
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from config.config import DEFAULT_PRESET, GONE, PRESETS, Config
@@ -61,6 +62,9 @@ def resolve(preset: Mapping[str, Any], overrides: Mapping[str, str], choices: Ch
             raise UserError(f"{name}: is an unknown setting; {_nearest(name, known)}")
     values |= {name: _parse(name, text, known[name]) for name, text in overrides.items()}
     values = {name: os.path.expanduser(value) if isinstance(value, str) else value for name, value in values.items()}
+    for name, value in values.items():
+        if isinstance(value, str) and value.startswith("~"):
+            raise UserError(f"{name}: '{value}' is in the home of an unknown user; write the whole path")
     config = _build(Config, values)
     for name, field in known.items():
         _check_value(name, get(config, name), field, choices.get(name) or field.metadata["choices"])
@@ -96,6 +100,11 @@ def get(config: Config, name: str) -> Any:
 def check_combinations(config: Config) -> None:
     """Refuse what no stage could do. Raises UserError naming the setting, its value and the nearest valid choice."""
     contexts, negatives, guidance = config.contexts, config.negatives, config.guidance
+    if not config.paths.output:
+        raise UserError("paths.output: is empty; give the folder that everything is written to")
+    for name in ("paths.run", "contexts.name", "fr.name", "training.name"):
+        if (path := PurePath(get(config, name))).is_absolute() or ".." in path.parts:
+            raise UserError(f"{name}: '{path}' lies outside paths.output; give a name, and set paths.output for another place")
     if contexts.source == "published" and not contexts.file:
         raise UserError("contexts.file: is empty, but contexts.source=published reads it; give the contexts file")
     if contexts.source == "extracted" and not (contexts.faces and contexts.recogniser):

@@ -3,6 +3,7 @@
 What is named after settings takes the config; what lies inside a run takes the run's folder, of which the scripts that
 compare runs have several.
 """
+import os
 from pathlib import Path
 
 from config.config import Config
@@ -96,9 +97,9 @@ def packed_faces(config: Config, digest: str) -> Path:
 
 
 def verification_file(backbone: Path, digest: str, config: Config) -> Path:
-    """Beside a backbone of ours; another's is in <output>/verification/, by what is in it, since names recur."""
+    """Beside a training's backbone; another's is in <output>/verification/, by what is in it, since names recur."""
     output = Path(config.paths.output)
-    if backbone.resolve().is_relative_to(output.resolve()):
+    if backbone.name == "backbone.safetensors" and backbone.resolve().is_relative_to(output.resolve()):
         return backbone.with_name("verification.json")
     return output / "verification" / f"{backbone.stem}-{digest[:8]}" / "verification.json"
 
@@ -112,7 +113,7 @@ def training_folder(config: Config) -> Path:
 
 def face_cache(config: Config) -> Path:
     """Where what is computed once of the training faces is kept."""
-    return Path(config.paths.output) / "faces" / Path(config.training.faces).name
+    return Path(config.paths.output) / "faces" / Path(os.path.abspath(config.training.faces)).name
 
 
 def experiment_folder(config: Config) -> Path:

@@ -7,6 +7,7 @@ what is there now.
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ def verify(arguments: Sequence[str]) -> None:
         raise UserError("--verify: write python sample.py --verify <run folder> [batches to draw again]")
     run, number = Path(arguments[0]), int(arguments[1]) if len(arguments) == 2 else BATCHES
     recorded = decided(places.run_record(run), ("contexts", "weights"), "give the folder of a run of sample.py")
-    config = from_record(read_json(places.run_record(run))["config"])
+    config = from_record(config_of(places.run_record(run), "give the folder of a run of sample.py"))
     device = ranks.setup(config.device).device
     sampler = Sampler(config, device)
     for name in recorded.keys() - {"device", "sampling.precision"}:
@@ -55,6 +56,14 @@ def verify(arguments: Sequence[str]) -> None:
     check_faces(run)
 
 
+def config_of(record: Path, fix: str) -> dict[str, Any]:
+    """The settings that a record keeps. Raises UserError where it keeps none."""
+    config = read_json(record).get("config")
+    if not isinstance(config, dict) or not all(isinstance(config.get(group), dict) for group in ("sampling", "scores")):
+        raise UserError(f"{record}: does not say what the settings were; {fix}")
+    return config
+
+
 def check_faces(run: Path) -> None:
     """Whether the aligned faces and the scores, where there are some, were made from what is there now."""
     aligned = places.aligned(run)
@@ -67,9 +76,9 @@ def check_faces(run: Path) -> None:
             raise UserError(f"{image}: is not the image that was aligned; run align.py again")
     print(f"{len(images)} images are those that were aligned")
     for record in sorted((run / "scores").glob("*/scores.json")):
-        scored = read_json(record)
-        settings = scored["config"]["scores"]
+        fix = "delete it, and run plot_distributions.py again"
+        faces, settings = decided(record, ("faces",), fix)["faces"], config_of(record, fix)["scores"]
         kept = select(read_kept(aligned), settings["identities"], settings["images_per_identity"])
-        if scored["decides"]["faces"] != listing(kept):
+        if faces != listing(kept):
             raise UserError(f"{record.parent}: is of other faces than are there now; run plot_distributions.py again")
         print(f"{record.parent}: is of the faces that are there")

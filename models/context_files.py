@@ -67,8 +67,9 @@ def check_contexts(file: Path | str, ids: Sequence[str], contexts: np.ndarray, d
     check_vectors(file, contexts, dimension)
     if len(ids) != len(contexts):
         raise UserError(f"{file}: has {len(ids)} ids for {len(contexts)} contexts; make the file again")
-    if len(set(ids)) < len(ids):
-        repeated = Counter(ids).most_common(1)[0][0]
+    names = Counter(unicodedata.normalize("NFC", name) for name in ids)  # as file systems and lists compare them
+    if len(names) < len(ids):
+        repeated = names.most_common(1)[0][0]
         raise UserError(f"{file}: the id {repeated[:200]!r} occurs more than once; rename or remove the repeated ones")
     for name in ids:
         if not can_name_folder(name):

@@ -29,7 +29,7 @@ class HydraConfig:
     """
 
     def __init__(self, file: Path) -> None:
-        self.file = require_file(file, "the diffusion model's configuration", DOWNLOAD)
+        self.file = require_file(file, "the diffusion model's configuration", f"{DOWNLOAD}, or correct model.diffusion")
         try:
             values = yaml.safe_load(self._checked_text())
             self.values = without_resolvers(values) if isinstance(values, dict) else {}

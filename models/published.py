@@ -48,7 +48,7 @@ def load_diffusion(folder: Path | str, step: int | None = None,
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; download the diffusion model, or correct the setting")
+        raise UserError(f"{folder}: no such folder; get the diffusion model from its authors, or correct model.diffusion")
     config = HydraConfig(folder / ".hydra" / "config.yaml")
     weights_file = checkpoint_file(folder / "checkpoints", step, ema)
 
@@ -96,11 +96,11 @@ def checkpoint_file(folder: Path, step: int | None, ema: bool) -> Path:
         if file.is_file():
             return file
     if step is None:
-        raise UserError(f"{folder / stem}.ckpt: no such file; {DOWNLOAD}")
+        raise UserError(f"{folder / stem}.ckpt: no such file, nor such .safetensors; {DOWNLOAD}, or correct model.diffusion")
     steps = sorted(int(found[1]) for file in folder.glob(f"{stem}_*")
                    if (found := re.fullmatch(rf"{stem}_(\d+)\.(ckpt|safetensors)", file.name)))
     raise UserError(f"{folder / stem}_{step}.ckpt: no such file; choose a step that is there "
-                    f"({', '.join(map(str, steps)) or 'none is'}), or none for the last")
+                    f"({', '.join(map(str, steps)) or 'none is'}), or set model.step=0 for the last")
 
 
 def build_unet(config: HydraConfig) -> ConditionalUNet:
@@ -161,8 +161,8 @@ def load_first_stage(encoder_file: Path | str, decoder_file: Path | str) -> Auto
     Raises:
         UserError: a file is missing, damaged or would run code, or the two do not make a first stage.
     """
-    encoder = first_stage_half(encoder_file, ENCODER_PREFIXES)
-    decoder = first_stage_half(decoder_file, DECODER_PREFIXES)
+    encoder = first_stage_half(encoder_file, ENCODER_PREFIXES, "model.first_stage_encoder")
+    decoder = first_stage_half(decoder_file, DECODER_PREFIXES, "model.first_stage_decoder")
     try:
         return from_published(encoder, decoder).eval()
     except ValueError as error:
@@ -170,9 +170,9 @@ def load_first_stage(encoder_file: Path | str, decoder_file: Path | str) -> Auto
                         "take both halves from one model") from None
 
 
-def first_stage_half(file: Path | str, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+def first_stage_half(file: Path | str, prefixes: tuple[str, ...], setting: str) -> dict[str, Tensor]:
     """The parameters whose names begin with `prefixes`; what else may stand in the file is the other half and loss."""
-    state = read_state_dict(file, "the first stage's weights")
+    state = read_state_dict(file, setting)
     state = {name.removeprefix(LDM_PREFIX): tensor for name, tensor in state.items()
              if name.startswith(LDM_PREFIX)} or state
     for name in state:
@@ -183,16 +183,18 @@ def first_stage_half(file: Path | str, prefixes: tuple[str, ...]) -> dict[str, T
 
 # ---- recognisers and contexts ----------------------------------------------------------------------------------------
 
-def load_backbone(file: Path | str) -> nn.Module:
+def load_backbone(file: Path | str, setting: str = "contexts.recogniser") -> nn.Module:
     """A recogniser, in eval mode: faces [B, 3, 112, 112] in [-1, 1] RGB -> embeddings [B, D].
 
+    Args:
+        setting: what the file is to the user, for the error.
     Raises:
         UserError: the file is missing, damaged, would run code, or is of no network in models/backbones.py.
     """
     if Path(file).suffix == ".param":  # ncnn's
-        return NcnnBackbone(require_file(file, "the recogniser", DOWNLOAD))
+        return NcnnBackbone(require_file(file, setting, "get it from its authors, or correct the setting"))
     try:
-        return backbones.build(read_state_dict(file, "the recogniser's weights"))
+        return backbones.build(read_state_dict(file, setting))
     except ValueError as error:
         raise UserError(f"{file}: {error}; choose the weights of a supported recogniser") from None
 
@@ -226,7 +228,7 @@ def load_contexts(file: Path | str) -> tuple[list[str], np.ndarray]:
     Raises:
         UserError: the file is missing, damaged or would run code, or models.context_files.check_contexts refuses it.
     """
-    file = require_file(file, "the contexts", DOWNLOAD + ", or correct the setting")
+    file = require_file(file, "contexts.file", "get it from its authors, or correct the setting")
     with foreign_arrays.reading(file, "a file of contexts", DOWNLOAD):
         kind = container(file)
         if kind == "safetensors":

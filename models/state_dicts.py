@@ -55,7 +55,7 @@ def read_state_dict(file: Path | str, setting: str) -> dict[str, Tensor]:
     Raises:
         UserError: the file is missing, damaged, would run code, or holds no state dict of dense and finite numbers.
     """
-    file = require_file(file, setting, DOWNLOAD + ", or correct the setting")
+    file = require_file(file, setting, "get it from its authors, or correct the setting")
     with foreign_arrays.reading(file, "a file of weights", DOWNLOAD):
         kind = container(file)
         if kind == "npy":
@@ -155,8 +155,8 @@ def tensor_fault(tensor: Tensor) -> str | None:
         return "is complex"
     if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
         return "is expanded: larger than its own data"
-    if tensor.is_floating_point() and not (tensor.float() if tensor.itemsize == 1 else tensor).isfinite().all():
-        return "holds NaN or infinite values"
+    if tensor.is_floating_point() and not (tensor.float() if tensor.itemsize in (1, 8) else tensor).isfinite().all():
+        return "holds NaN or infinite values"  # in float32, in which networks compute: of 64 bits, too large ones
     return None
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import train_fr
 from config.config import GONE, PRESETS, Config, paper_values
-from config.load import get, help_text, load_config, settings
+from config.load import get, help_text, load_config, resolve, settings
 from models.backbones import BACKBONES
 from models.margin_heads import HEADS
 from models.sizes import SIZES
@@ -260,3 +260,17 @@ def test_help_lists_only_the_groups_that_the_script_reads(capsys, reads, flag):
 
 def test_settings_of_groups_that_the_script_does_not_read_may_be_given():
     assert load_config("", ("guidance",), arguments=["fr.scale=16"]).fr.scale == 16.0
+
+
+@pytest.mark.parametrize("setting, words", [
+    ("paths.run=../x", "lies outside paths.output"), ("paths.run=/x", "lies outside"), ("contexts.name=../../x", "lies outside"),
+    ("fr.name=a/../../x", "lies outside"), ("training.name=/x", "lies outside"), ("paths.output=", "is empty"),
+    ("paths.output=~nobody-of-that-name/x", "home of an unknown user")])
+def test_no_name_leads_out_of_the_output(setting, words):
+    with pytest.raises(UserError) as error:
+        resolve({}, dict([setting.split("=")]))
+    assert str(error.value).startswith(setting.partition("=")[0]) and words in str(error.value)
+
+
+def test_the_output_itself_may_be_anywhere():
+    assert resolve({}, {"paths.output": "../x", "paths.run": "demo/far"}).paths.output == "../x"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from config import places
-from config.load import load_config
+from config.load import load_config, resolve
 
 
 def load(*arguments: str):
@@ -73,3 +73,14 @@ def test_a_backbone_of_ours_has_its_verification_beside_it():
     theirs = places.verification_file(Path("data/r50.pth"), digest, config)
     assert theirs == Path("out/verification/r50-abababab/verification.json")
     assert places.verification_file(Path("data/other/r50.pth"), "cd" * 32, config) != theirs
+
+
+def test_backbones_in_one_folder_of_the_output_do_not_share_a_verification():
+    config = resolve({}, {"paths.output": "out"})
+    first, second = (places.verification_file(Path(f"out/mine/{name}.pth"), 64 * name, config) for name in "ab")
+    assert first == Path("out/verification/a-aaaaaaaa/verification.json") and second != first
+
+
+def test_the_cache_of_faces_has_a_name_whatever_way_their_folder_is_written():
+    for faces in ("data/faces", "data/faces/", "data/other/../faces", "data/faces/."):
+        assert places.face_cache(resolve({}, {"paths.output": "out", "training.faces": faces})) == Path("out/faces/faces")

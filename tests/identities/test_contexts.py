@@ -141,3 +141,8 @@ def test_missing_truncated_and_pickled_files_are_refused(tmp_path):
     np.savez(file, ids=np.array(["a", {"b": 1}, "c"], dtype=object), contexts=GOOD)
     with pytest.raises(UserError, match="c.npz: is not a readable .npz"):
         identity_contexts.read(file)
+
+
+def test_ids_that_are_one_name_in_two_forms_are_refused(tmp_path):
+    with pytest.raises(UserError, match="occurs more than once"):
+        identity_contexts.write(tmp_path / "c.npz", ["Zo\u00eb", "Zoe\u0308"], identity_contexts.uniform(2, 8, seed=0))

@@ -53,6 +53,13 @@ def test_a_byte_that_was_flipped_in_a_zip_of_torch_is_noticed(tmp_path):
     assert "Bad CRC-32 for file" in refusal(read, tmp_path / "w.pt") and "download it again" in refusal(read, tmp_path / "w.pt")
 
 
+def test_numbers_that_float32_does_not_hold_are_refused(tmp_path):
+    torch.save({"w": torch.tensor([1.0, 1e300], dtype=torch.float64)}, tmp_path / "w.pt")
+    assert "'w' holds NaN or infinite values" in refusal(read, tmp_path / "w.pt")
+    torch.save({"w": torch.tensor([1.0, 1e30], dtype=torch.float64)}, tmp_path / "w.pt")
+    assert read(tmp_path / "w.pt")["w"].tolist() == [1.0, 1e30]
+
+
 # ---- containers and wrappers -----------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".ckpt", ".npy", ""])

@@ -234,3 +234,9 @@ def test_a_byte_that_was_flipped_in_an_npz_is_noticed(tmp_path):
     data[data.index(np.float32(555).tobytes())] ^= 1
     (tmp_path / "a.npz").write_bytes(data)
     assert "Bad CRC-32" in refused(read_npz, tmp_path / "a.npz", ["contexts"])
+
+
+def test_a_name_that_two_folders_spell_in_two_forms_means_both(tmp_path):
+    (tmp_path / "names.txt").write_text("Zo\u00eb\n")
+    both = ["Zo\u00eb", "Zoe\u0308"]
+    assert read_names(tmp_path / "names.txt", "fr.leave_out", [*both, "ann"]) == set(both)

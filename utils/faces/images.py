@@ -3,12 +3,12 @@ import stat
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from utils.runtime.errors import UserError
 
 # Pillow starts programs for some formats (EPS), so it is told which to look for, whatever a file is called.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "MPO")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # MPO, of phones, is opened as JPEG
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif")
 MOST_PIXELS = 150_000_000
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # Pillow warns beyond it, and read_image refuses
@@ -34,6 +34,8 @@ def read_image(path: Path) -> np.ndarray:
         raise UserError(f"{path}: is not there any more, or is a link to nothing; put it back, or remove the link") from None
     except MemoryError:
         raise
+    except UnidentifiedImageError:
+        raise UserError(f"{path}: is none of {', '.join(FORMATS)}, or is damaged; save it as PNG or JPEG, or remove it") from None
     except Exception as error:  # a damaged file can make a decoder raise nearly anything
         reason = " ".join(str(error).replace(str(path), "it").split()) or type(error).__name__
         raise UserError(f"{path}: is not a readable image ({reason}); replace it, or remove it") from None
@@ -48,7 +50,10 @@ def in_8_bits(image: Image.Image) -> Image.Image:
     grey = np.asarray(image).astype(np.int64)
     if grey.min() < 0 or grey.max() > 65535:
         raise ValueError("its pixels have more than 16 bits; save it with 8 or 16")
-    return Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+    in_8 = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+    if isinstance(image.info.get("transparency"), int):  # the grey level that is
+        in_8.putalpha(Image.fromarray(np.where(grey == image.info["transparency"], 0, 255).astype(np.uint8)))
+    return in_8
 
 
 def on_white(image: Image.Image) -> Image.Image:

@@ -11,6 +11,7 @@ import re
 import secrets
 import time
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -154,8 +155,9 @@ def read_names(path: Path | str, setting: str, known: Iterable[str]) -> set[str]
     """
     path = require_file(path, setting, "give a list with one name per line")
     lines = foreign_arrays.read_text(path, "list").splitlines()
-    by_form = {unicodedata.normalize("NFC", name): name for name in known}
-    names = set()
+    by_form, names = defaultdict(set), set()
+    for name in known:
+        by_form[unicodedata.normalize("NFC", name)].add(name)
     for number, line in enumerate(lines, start=1):
         name = unicodedata.normalize("NFC", line.strip())
         if name and name not in by_form:
@@ -163,7 +165,7 @@ def read_names(path: Path | str, setting: str, known: Iterable[str]) -> set[str]
             raise UserError(f"{path}:{number}: {name[:200]!r} is not there to be chosen ({setting}); "
                             + (f"did you mean {near[0]!r}?" if near else "correct or remove that line"))
         if name:
-            names.add(by_form[name])
+            names |= by_form[name]
     return names
 
 

@@ -34,6 +34,7 @@ from utils.recognition.augmentation import normalise
 from utils.recognition.embedding import embed, read_unaligned
 from utils.runtime.errors import UserError
 from utils.runtime.files import atomic_write, file_digest, read_names, read_npz, text_digest, write_npz
+from utils.runtime.foreign_arrays import reading
 from utils.runtime.ranks import Ranks
 from utils.runtime.records import Record, State
 
@@ -268,7 +269,8 @@ def cached_array(file: Path, made_from: Mapping[str, Any], write: Callable[[Path
     if Record(file.with_suffix(".json"), made_from, target=file).begin() is not State.DONE:
         with atomic_write(file) as temporary:
             write(temporary)
-    return np.load(file, mmap_mode="r", allow_pickle=False)
+    with reading(file, "a whole array", "delete it, and run the same command again"):
+        return np.load(file, mmap_mode="r", allow_pickle=False)
 
 
 def open_array(file: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
