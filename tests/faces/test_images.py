@@ -74,7 +74,7 @@ def test_a_grey_level_of_16_bits_may_be_the_transparent_one(tmp_path):
 def test_other_formats_are_called_what_they_are_not(tmp_path, form):
     Image.fromarray(PIXELS).save(tmp_path / "a", form)
     (tmp_path / "a").rename(tmp_path / "a.png")
-    refused(tmp_path / "a.png", "is none of PNG, JPEG, WEBP, BMP, TIFF, GIF, or is damaged; save it as PNG or JPEG")
+    refused(tmp_path / "a.png", "is not a readable image (none of PNG, JPEG, WEBP, BMP, TIFF, GIF, or damaged); ")
 
 
 def test_of_several_pictures_the_first_is_seen_in_any_mode(tmp_path):
@@ -106,7 +106,7 @@ def test_an_eps_starts_no_program_whatever_it_is_called(tmp_path, monkeypatch):
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
     for name in ("a.png", "a.jpg", "a.eps", "A.PNG"):
         (tmp_path / name).write_bytes(eps)
-        refused(tmp_path / name, "is none of PNG, JPEG, ", "save it as PNG or JPEG")
+        refused(tmp_path / name, "is not a readable image (none of PNG, JPEG, ", "replace it by a PNG or JPEG")
     assert not (tmp_path / "started").exists()
 
 
@@ -129,9 +129,9 @@ def test_sizes_that_are_no_photographs_are_refused_before_they_take_memory(tmp_p
 def test_cut_and_foreign_files_are_refused(tmp_path, cut):
     Image.fromarray(PIXELS).save(tmp_path / "a.png")
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:cut])
-    refused(tmp_path / "a.png", "or remove it")
+    refused(tmp_path / "a.png", "is not a readable image", "or remove it")
     (tmp_path / "a.jpg").write_bytes(os.urandom(cut))
-    refused(tmp_path / "a.jpg", "or remove it")
+    refused(tmp_path / "a.jpg", "is not a readable image")
 
 
 def test_a_name_that_is_not_utf_8_is_read(tmp_path):

@@ -185,7 +185,7 @@ def test_later_stages_notice_that_statistics_or_custom_negatives_have_changed(ru
     pairs.write_text("".join(f"{row:06d},{(row + 3) % 20:06d}\n" for row in range(20)))
     custom = ("negatives.strategy=custom", f"negatives.custom_file={pairs}", "sampling.identities=2", "model.diffusion=none")
     assert run(STAGE_2, *settings, *custom)[0] == 0
-    refused(run(STAGE_3, *settings, *custom), "none: no such folder; download the diffusion model")  # both are as they were
+    refused(run(STAGE_3, *settings, *custom), "none: no such folder; get the diffusion model")  # both are as they were
 
     earlier = pairs.read_text()
     pairs.write_text(earlier.replace("000000,000003", "000000,000004"))
@@ -196,7 +196,7 @@ def test_later_stages_notice_that_statistics_or_custom_negatives_have_changed(ru
     for stage in (STAGE_2, STAGE_3):
         refused(run(stage, *settings, *custom), f"{statistics}: has changed since", "run create_sample_identity_contexts.py")
     statistics.unlink()
-    refused(run(STAGE_3, *settings, *custom), "none: no such folder; download the diffusion model")
+    refused(run(STAGE_3, *settings, *custom), "none: no such folder; get the diffusion model")
 
 
 # ---- a full disk -----------------------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
 """sample.py --verify: a run is what its records say, or the first thing that is not is named."""
+import json
 import shutil
 from pathlib import Path
 
@@ -64,6 +65,15 @@ def test_other_negatives_and_other_weights_are_noticed(made):
     refused("run: was made with other weights than there are now", str(folder))
     shutil.rmtree(weights)
     shutil.copytree(kept, weights)
+
+
+@pytest.mark.parametrize("config", [None, [], {}, {"sampling": 3}])
+def test_a_record_without_its_settings_is_refused(made, config):
+    record = made[0] / "run.json"
+    before = record.read_text()
+    record.write_text(json.dumps(json.loads(before) | {"config": config}))
+    refused("run.json: does not say what the settings were; give the folder of a run", str(made[0]))
+    record.write_text(before)
 
 
 @pytest.mark.parametrize("arguments, words", [
