@@ -268,7 +268,6 @@ def test_a_signal_leaves_the_last_saved_state_and_the_training_goes_on(undisturb
     monkeypatch.setattr(errors._Signals, "stopped_by", None)
     before = {number: signal.getsignal(number) for number in errors.STOPS}
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # scripts that ended in this process ignore it
         errors.listen()
         session = Session(tmp_path, Budget(steps=30), rows=6)
         session.loss.register_forward_hook(lambda *_: os.kill(os.getpid(), sent) if session.training.step == 17 else None)

@@ -35,8 +35,8 @@ def read_image(path: Path) -> np.ndarray:
     except MemoryError:
         raise
     except UnidentifiedImageError:
-        raise UserError(f"{path}: is not a readable image (none of {', '.join(FORMATS)}, or damaged); replace it by a PNG or JPEG, "
-                        "or remove it") from None
+        raise UserError(f"{path}: is not a readable image (none of {', '.join(FORMATS)}, or damaged); replace it by a PNG or "
+                        "JPEG, or remove it") from None
     except Exception as error:  # a damaged file can make a decoder raise nearly anything
         reason = " ".join(str(error).replace(str(path), "it").split()) or type(error).__name__
         raise UserError(f"{path}: is not a readable image ({reason}); replace it, or remove it") from None
