@@ -26,7 +26,7 @@ from config import places
 from config.config import Config
 from config.load import load_config
 from models import published
-from utils.diffusion import guidance, solvers
+from utils.diffusion import guidance, solvers, spacings
 from utils.diffusion.latent_diffusion import LatentDiffusion, to_uint8
 from utils.diffusion.noise import gaussian
 from utils.faces.image_writer import ImageWriter, is_complete_png
@@ -40,7 +40,8 @@ from utils.runtime.files import array_digest, file_digest
 from utils.runtime.records import Record
 
 CHOICES = {"negatives.strategy": (*STRATEGIES, "custom"), "guidance.rule": guidance.RULES,
-           "guidance.schedule": guidance.SCHEDULES, "sampling.solver": solvers.SOLVERS}
+           "guidance.schedule": guidance.SCHEDULES, "sampling.solver": solvers.SOLVERS,
+           "sampling.spacing": spacings.SPACINGS}
 SHEET_ROWS, SHEET_COLUMNS = 16, 10
 
 
@@ -102,16 +103,19 @@ class Sampler:
             raise UserError(f"sampling.identities: {self.sampling.identities} is more than the {len(self.ids)} contexts of "
                             f"{file}; lower it to {len(self.ids)}")
         digest, self.negatives = identity_contexts.digest(self.ids, self.contexts), None
-        if config.guidance.w > 0:
+        if guidance.needs_negatives(config.guidance.rule, config.guidance.w):
             self.negatives = negative_contexts.read(places.negatives_file(config), self.ids, self.contexts.shape[1], digest)
         self.model, weights = load_model(config.model, config.sampling, device)
         identity_contexts.check_contexts(file, self.ids, self.contexts, dimension=self.model.unet.context_emb.in_features)
         self.guide = guidance.guided(**asdict(config.guidance))
+        self.timesteps = spacings.timesteps(self.sampling.spacing, self.sampling.solver, self.sampling.steps, self.model.betas)
         self.decides = {f"guidance.{name}": value for name, value in asdict(config.guidance).items()} | {
             f"sampling.{name}": getattr(self.sampling, name) for name in ("solver", "steps", "as_published", "batch_size", "seed")
         } | {"sampling.precision": "bf16" if self.model.dtype is torch.bfloat16 else "fp32", "device": device.type,
              "contexts": digest, "negatives": None if self.negatives is None else array_digest(self.negatives),
              "weights": [file_digest(file) for file in weights]}
+        if self.sampling.spacing != "default":  # which runs of earlier versions do not name
+            self.decides |= {"sampling.spacing": self.sampling.spacing, "timesteps": self.timesteps}
         images = [(i, k) for i in range(self.sampling.identities) for k in range(self.sampling.images_per_identity)]
         self.batches = [images[start : start + self.sampling.batch_size]
                         for start in range(0, len(images), self.sampling.batch_size)]
@@ -125,7 +129,7 @@ class Sampler:
         noise = partial(gaussian, self.sampling.seed, identities, numbers, shape=self.model.latent_shape, device=self.device)
         negatives = None if self.negatives is None else torch.from_numpy(self.negatives[identities])
         drawn = self.model.images(torch.from_numpy(self.contexts[identities]), negatives, noise, self.guide,
-                                  self.sampling.solver, self.sampling.steps, self.sampling.as_published)
+                                  self.sampling.solver, self.timesteps, self.sampling.as_published)
         if not drawn.isfinite().all():
             raise UserError(f"{self.config.model.diffusion}: images of '{self.ids[identities[0]]}' are not finite; set "
                             "sampling.precision=fp32, lower guidance.w, or take other weights")
@@ -140,7 +144,7 @@ def load_model(model, sampling, device: torch.device) -> tuple[LatentDiffusion, 
     if settings["latent_shape"][-1] * autoencoder.factor != settings["image_size"]:
         raise UserError(f"{model.first_stage_decoder}: enlarges latents {autoencoder.factor} times, but "
                         f"{model.diffusion} was trained with another first stage; take both from one model")
-    solvers.check(sampling.solver, sampling.steps, sampling.as_published, settings["T"])
+    solvers.check(sampling.solver, sampling.steps, sampling.as_published, settings["T"], sampling.spacing)
     files = [Path(model.diffusion) / ".hydra" / "config.yaml",
              published.checkpoint_file(Path(model.diffusion) / "checkpoints", step, ema=True), model.first_stage_encoder,
              model.first_stage_decoder]

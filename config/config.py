@@ -82,7 +82,9 @@ class Guidance:
 
     w: float = setting(0.5, "scale of the negative context; 0 is off: the IDiff-Face baseline, one pass", minimum=0.0,
                        paper=0.5)
-    rule: str = setting("negative", "negative: equation 3; apg: adaptive projected guidance (arXiv 2410.02416)",
+    rule: str = setting("negative", "negative: equation 3; apg: adaptive projected guidance (arXiv 2410.02416); "
+                        "every2, every3: equation 3 with a negative pass at every second or third step only, its difference "
+                        "used again between",
                         paper="negative")
     schedule: str = setting("constant", "w(t): constant; linear: w (1 - t/T), growing towards the image (AdaptDiff); reverse: "
                             "w t/T; interval: w where t lies in guidance.interval, else 0 (arXiv 2404.07724)",
@@ -98,10 +100,13 @@ class Sampling:
     identities: int = setting(32, "the first `identities` contexts are sampled; the paper's 10050 leave 10000 after alignment",
                               minimum=1, paper=10050)
     images_per_identity: int = setting(6, "images of each identity", minimum=1, paper=50)
-    solver: str = setting("dpm++", "ddpm (arXiv 2006.11239), ddim (2010.02502, eta 0) or dpm++ (DPM-Solver++ 2M, 2211.01095)",
-                          paper="ddpm")
-    steps: int = setting(15, "denoising steps, evenly spaced over the model's T; the paper's ablation runs ddim in 200",
-                         minimum=1, paper=1000)
+    solver: str = setting("dpm++", "ddpm (arXiv 2006.11239); ddim (2010.02502, eta 0); dpm++ (DPM-Solver++ 2M, 2211.01095) and "
+                          "dpm++sde, its SDE variant; unipc and unipc3 (2302.04867, order 2 and 3); deis and deis3 "
+                          "(2204.13902, order 2 and 3)", paper="ddpm")
+    steps: int = setting(15, "denoising steps; the paper's ablation runs ddim in 200", minimum=1, paper=1000)
+    spacing: str = setting("default", "which timesteps of the model's T: leading, linspace, trailing, karras (2206.00364), log_snr "
+                           "(equal steps of the log SNR), or fitted to the embedded weights; default: leading for ddpm and ddim, "
+                           "linspace for the others", paper="default")
     as_published: bool = setting(False, "ddpm and ddim exactly as the published code runs them, quirks included", paper=True)
     batch_size: int = setting(16, "images denoised together, of whatever identities", minimum=1, paper=50)
     precision: str = setting("auto", "fp32, bf16, or auto: bf16 where the device is fast at it",

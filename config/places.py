@@ -53,7 +53,8 @@ def run_folder(config: Config) -> Path:
         schedule += "{}to{}".format(*guidance.interval)
     rule = "" if guidance.rule == "negative" else f"{guidance.rule}-"
     guided = f"{negatives_name(config)}_{rule}w{guidance.w:g}-{schedule}" if guidance.w else "w0"
-    solver = f"{sampling.solver}{sampling.steps}" + ("-published" if sampling.as_published else "")
+    spacing = "" if sampling.spacing == "default" else f"-{sampling.spacing}"
+    solver = f"{sampling.solver}{sampling.steps}{spacing}" + ("-published" if sampling.as_published else "")
     name = f"{Path(config.model.diffusion).name}_{contexts_name(config)}_{guided}_{solver}_seed{sampling.seed}"
     return Path(config.paths.output) / config.preset / name
 
@@ -118,6 +119,10 @@ def face_cache(config: Config) -> Path:
 
 def experiment_folder(config: Config) -> Path:
     return Path(config.paths.output) / "experiment"
+
+
+def solvers_folder(config: Config) -> Path:
+    return Path(config.paths.output) / "solvers"
 
 
 def memorisation_folder(config: Config) -> Path:

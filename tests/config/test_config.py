@@ -13,6 +13,7 @@ from models.margin_heads import HEADS
 from models.sizes import SIZES
 from utils.diffusion.guidance import RULES, SCHEDULES
 from utils.diffusion.solvers import SOLVERS
+from utils.diffusion.spacings import SPACINGS
 from utils.identities.negatives import STRATEGIES
 from utils.recognition import dynunc
 from utils.runtime.errors import UserError
@@ -21,8 +22,8 @@ from utils.training.extras import EXTRAS
 ROOT = Path(__file__).parents[2]
 KNOWN = dict(settings(Config))
 REGISTRIES = {"negatives.strategy": STRATEGIES, "guidance.rule": RULES, "guidance.schedule": SCHEDULES,
-              "sampling.solver": SOLVERS, "fr.backbone": BACKBONES, "fr.head": HEADS, "training.size": SIZES,
-              "extras.use": EXTRAS}
+              "sampling.solver": SOLVERS, "sampling.spacing": SPACINGS, "fr.backbone": BACKBONES, "fr.head": HEADS,
+              "training.size": SIZES, "extras.use": EXTRAS}
 ENTRIES = [(setting, entry) for setting, registry in REGISTRIES.items() for entry in registry]
 
 
@@ -204,7 +205,7 @@ def test_a_setting_that_became_a_constant_is_one_in_a_named_file(name, constant)
 
 def test_registries_are_plain_dicts():
     assert {type(registry) for registry in REGISTRIES.values()} == {dict}
-    assert (len(RULES), len(SCHEDULES), len(SOLVERS), len(STRATEGIES)) == (2, 4, 3, 7)
+    assert (len(RULES), len(SCHEDULES), len(SOLVERS), len(STRATEGIES)) == (4, 4, 8, 7)
 
 
 @pytest.mark.parametrize("setting, entry", ENTRIES)

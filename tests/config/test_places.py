@@ -17,7 +17,8 @@ def test_a_runs_name_says_what_makes_its_images_differ():
         [], ["guidance.w=0"], ["guidance.w=1"], ["guidance.schedule=linear"], ["guidance.rule=apg"],
         ["guidance.schedule=interval", "guidance.interval=200,800"], ["guidance.schedule=interval"],
         ["negatives.strategy=close"], ["negatives.strategy=rand", "negatives.seed=1"], ["negatives.pool=50"],
-        ["sampling.solver=ddim"], ["sampling.steps=20"], ["sampling.seed=1"], ["sampling.solver=ddim", "sampling.as_published=1"],
+        ["sampling.solver=ddim"], ["sampling.steps=20"], ["sampling.spacing=trailing"], ["sampling.seed=1"],
+        ["sampling.solver=ddim", "sampling.as_published=1"],
         ["contexts.seed=1"], ["contexts.source=uniform"], ["model.diffusion=other"], ["--preset", "experiment"])]
     for one, other in combinations(folders, 2):
         assert one != other
@@ -56,7 +57,7 @@ def test_everything_lies_in_the_output_root():
     assert all(place.is_relative_to(run) for place in in_run) and len(set(in_run)) == len(in_run)
     elsewhere = [places.contexts_file(config), places.negatives_file(config), places.training_folder(config),
                  places.face_cache(config), places.experiment_folder(config), places.memorisation_folder(config),
-                 places.verification_file(Path("data/r50.pth"), "ab" * 32, config)]
+                 places.solvers_folder(config), places.verification_file(Path("data/r50.pth"), "ab" * 32, config)]
     assert all(place.is_relative_to("/data/out") for place in elsewhere) and len(set(elsewhere)) == len(elsewhere)
     assert places.alignment_record(places.aligned(run)) == run / "aligned" / "align.json"
 

@@ -108,6 +108,27 @@ def test_a_rule_treats_each_image_alone(rule):
         assert (together - torch.cat([first, second])).abs().max() < 1e-6
 
 
+# ---- fewer negative passes -------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("rule, every", [("every2", 2), ("every3", 3)])
+def test_the_difference_is_used_again_between_negative_passes(rule, every):
+    model = Told()
+    steps = [(image(float(i)), image(float(-i * i))) for i in range(1, 8)]
+    state, drawn = {}, []
+    for t, (eps_pos, eps_neg) in zip(range(9, 2, -1), steps, strict=True):
+        drawn.append(RULES[rule](model, image(7.0), t, eps_pos, eps_neg, 0.5, state).item())
+    assert [kind for kind, _ in model.passes] == ["both" if i % every == 0 else "one" for i in range(7)]
+    latest = [steps[i - i % every] for i in range(7)]
+    assert drawn == pytest.approx([eps_pos.item() + 0.5 * (p - n).item() for (eps_pos, _), (p, n) in
+                                   zip(steps, latest, strict=True)])
+
+
+def test_a_rule_may_need_no_negatives(monkeypatch):
+    assert guidance.needs_negatives("negative", 0.5) and not guidance.needs_negatives("negative", 0.0)
+    monkeypatch.setattr(guidance, "WITHOUT_NEGATIVES", {"alone"})
+    assert not guidance.needs_negatives("alone", 0.5)
+
+
 # ---- schedules -------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name, at_0, at_500, at_999", [

@@ -5,6 +5,7 @@ A rule is (model, x_t, t, c_pos, c_neg, w, state) -> eps [B, C, H, W]. `model.ep
 `state` is a dict, empty at x_T, for what a rule remembers of each image.
 """
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 
@@ -31,7 +32,19 @@ def apg(model, x_t: Tensor, t: int, c_pos: Tensor, c_neg: Tensor, w: float | Ten
     return (x_t - alpha_bar**0.5 * x_0) / (1 - alpha_bar) ** 0.5
 
 
-RULES: dict[str, Callable[..., Tensor]] = {"negative": negative, "apg": apg}
+def reused(model, x_t: Tensor, t: int, c_pos: Tensor, c_neg: Tensor, w: float | Tensor, state: dict, every: int) -> Tensor:
+    """Equation 3 as eps_pos + w (eps_pos - eps_neg), the difference being that of each `every`-th step."""
+    state["step"] = state.get("step", -1) + 1
+    if state["step"] % every:
+        return model.eps(x_t, t, c_pos) + w * state["difference"]
+    eps_pos, eps_neg = model.eps_pair(x_t, t, c_pos, c_neg)
+    state["difference"] = eps_pos - eps_neg
+    return eps_pos + w * state["difference"]
+
+
+RULES: dict[str, Callable[..., Tensor]] = {"negative": negative, "apg": apg, "every2": partial(reused, every=2),
+                                           "every3": partial(reused, every=3)}
+WITHOUT_NEGATIVES: set[str] = set()  # rules that read no negative context, so that stage 2 need not be run for them
 
 # (w, t, T, interval) -> w(t), for timesteps t = 0 (image) .. T - 1 (noise).
 SCHEDULES: dict[str, Callable[[float, int, int, tuple[int, int]], float]] = {
@@ -64,6 +77,11 @@ def guided(rule: str, w: float, schedule: str = "constant", interval: tuple[int,
         return denoise
 
     return start
+
+
+def needs_negatives(rule: str, w: float) -> bool:
+    """Whether a negative context is read at all."""
+    return w > 0 and rule not in WITHOUT_NEGATIVES
 
 
 unguided = guided("negative", 0.0)  # IDiff-Face

@@ -1,5 +1,5 @@
 """The trained generator: from contexts and noise to images."""
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -48,7 +48,7 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def latents(self, contexts: Tensor, negatives: Tensor | None, noise: Callable[[int], Tensor], guide: Callable,
-                solver: str, steps: int, as_published: bool = False) -> Tensor:
+                solver: str, steps: int | Sequence[int], as_published: bool = False) -> Tensor:
         """Draw x_0 [B, C, h, w] float32; the arguments are those of `images`."""
         contexts = contexts.to(self.device)
         negatives = None if negatives is None else negatives.to(self.device)
@@ -57,7 +57,7 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def images(self, contexts: Tensor, negatives: Tensor | None, noise: Callable[[int], Tensor], guide: Callable,
-               solver: str, steps: int, as_published: bool = False) -> Tensor:
+               solver: str, steps: int | Sequence[int], as_published: bool = False) -> Tensor:
         """Draw images.
 
         Args:
