@@ -104,9 +104,9 @@ class Sampling:
                           "dpm++sde, its SDE variant; unipc and unipc3 (2302.04867, order 2 and 3); deis and deis3 "
                           "(2204.13902, order 2 and 3)", paper="ddpm")
     steps: int = setting(15, "denoising steps; the paper's ablation runs ddim in 200", minimum=1, paper=1000)
-    spacing: str = setting("default", "which timesteps of the model's T: leading, linspace, trailing, karras (2206.00364), log_snr "
-                           "(equal steps of the log SNR), or fitted to the embedded weights; default: leading for ddpm and ddim, "
-                           "linspace for the others", paper="default")
+    spacing: str = setting("default", "which timesteps of the model's T: leading, linspace, trailing, karras (2206.00364), "
+                           "log_snr (equal steps of the log SNR), or fitted to the embedded weights; default: leading for ddpm "
+                           "and ddim, linspace for the others", paper="default")
     as_published: bool = setting(False, "ddpm and ddim exactly as the published code runs them, quirks included", paper=True)
     batch_size: int = setting(16, "images denoised together, of whatever identities", minimum=1, paper=50)
     precision: str = setting("auto", "fp32, bf16, or auto: bf16 where the device is fast at it",

@@ -46,7 +46,8 @@ def test_timesteps_fall_and_none_comes_twice(spacing):
 
 def test_the_default_is_each_solvers_own():
     for solver in SOLVERS:
-        assert timesteps("default", solver, 10, BETAS) == timesteps("leading" if solver in EVEN else "linspace", solver, 10, BETAS)
+        own = "leading" if solver in EVEN else "linspace"
+        assert timesteps("default", solver, 10, BETAS) == timesteps(own, solver, 10, BETAS)
 
 
 @pytest.mark.parametrize("spacing", [name for name in SPACINGS if name != "fitted"])
