@@ -38,6 +38,7 @@ PAIRS = 6  # solvers and spacings that are screened in every number of steps, af
 NEAR = 12  # steps: the best six are those nearest to it
 INTERVALS = ((200, 999), (0, 600))
 RULES = ("every2", "every3")
+TODAY = Candidate("dpm++", 15, "linspace")  # the demo's
 OTHERS = (Candidate("dpm++sde", 20), Candidate("dpm++sde", 50))  # other images, compared by figures alone
 ANCESTRAL = Candidate("ddpm", 1000)
 RATES = (150, 250)  # GFLOP/s in fp32 that two cores were seen to give
@@ -116,15 +117,16 @@ class Study:
             if converged is None:
                 continue
             self.report.converged(arm, converged)
-            for candidate in [*self.finalists, Candidate("dpm++", 15)]:
+            for candidate in [*self.finalists, TODAY]:
                 self.finish(arm, candidate)
             for candidate in self.with_fewer_passes(arm):
                 self.finish(arm, candidate)
         for arm in self.options.arms:
             if arm in self.report.references:
-                self.screen(arm, self.report.references[arm])  # what was left out
+                self.screen(arm, self.report.references[arm], left_out=True)
                 for candidate in OTHERS:
                     self.finish(arm, candidate)
+                self.report.write()
         for arm in self.options.arms:
             if (trial := self.trial(arm, ANCESTRAL, PROOF, True)) is not None:
                 self.report.ancestral(arm, trial)
@@ -143,11 +145,11 @@ class Study:
                 self.rate += (gflop / (time.monotonic() - begun) - self.rate) / 2
         return self.done[key]
 
-    def screen(self, arm: str, reference: Trial) -> list[Candidate]:
+    def screen(self, arm: str, reference: Trial, left_out: bool = False) -> list[Candidate]:
         """The candidates that get full figures: of each number of steps the nearest, NEAR steps first."""
         nearest: dict[int, tuple[float, Candidate]] = {}
         distances: dict[Candidate, float] = {}
-        for candidate in self.candidates(distances):
+        for candidate in self.candidates(distances, left_out):
             if (trial := self.trial(arm, candidate, SCREEN, False)) is None:
                 continue
             distance = distances[candidate] = trial.distance(reference)
@@ -157,14 +159,14 @@ class Study:
         order = sorted(nearest, key=lambda steps: abs(steps / NEAR - 1) if steps > NEAR else abs(NEAR / steps - 1))
         return [nearest[steps][1] for steps in order[: self.options.best]]
 
-    def candidates(self, distances: dict[Candidate, float]) -> Iterator[Candidate]:
-        """Every pair of solver and spacing in the first number of steps, the best of them in all, then the others."""
+    def candidates(self, distances: dict[Candidate, float], left_out: bool) -> Iterator[Candidate]:
+        """Every pair of solver and spacing in the first number of steps, the best of them in all; then those left out."""
         first, *others = self.options.steps
         pairs = [Candidate(solver, first, spacing) for solver in self.options.solvers or SOLVERS for spacing in SPACINGS]
         yield from pairs
         yield from self.laboratory.fitted(self.options.solvers or SOLVERS)
         pairs.sort(key=lambda candidate: distances.get(candidate, float("inf")))
-        for some in (pairs[:PAIRS], pairs[PAIRS:]):
+        for some in (pairs[:PAIRS], pairs[PAIRS:])[: 1 + left_out]:
             yield from (replace(candidate, steps=steps) for steps in others for candidate in some)
 
     def finish(self, arm: str, candidate: Candidate) -> None:
