@@ -126,7 +126,6 @@ class Study:
                 self.screen(arm, self.report.references[arm], left_out=True)
                 for candidate in OTHERS:
                     self.finish(arm, candidate)
-                self.report.write()
         for arm in self.options.arms:
             if (trial := self.trial(arm, ANCESTRAL, PROOF, True)) is not None:
                 self.report.ancestral(arm, trial)
@@ -156,6 +155,7 @@ class Study:
             self.report.screened(arm, candidate, distance)
             if distance < nearest.get(candidate.steps, (float("inf"),))[0]:
                 nearest[candidate.steps] = distance, candidate
+        self.report.write()
         order = sorted(nearest, key=lambda steps: abs(steps / NEAR - 1) if steps > NEAR else abs(NEAR / steps - 1))
         return [nearest[steps][1] for steps in order[: self.options.best]]
 

@@ -99,6 +99,18 @@ def test_a_run_leaves_images_sheet_and_record(settings, reference):
     assert not list(folder.rglob("*.part"))
 
 
+def test_a_spacing_decides_the_images_and_the_default_one_is_that_of_earlier_records(settings, reference):
+    run(sample, *settings, "sampling.spacing=leading", "paths.run=leading")
+    folder = Path(settings[0].removeprefix("paths.output="))
+    decides = json.loads((folder / "leading" / "run.json").read_text())["decides"]
+    assert (decides["sampling.spacing"], decides["timesteps"]) == ("leading", [666, 333, 0])
+    assert "sampling.spacing" not in json.loads((folder / "reference" / "run.json").read_text())["decides"]
+    other = images(settings, "leading")
+    assert other.keys() == reference.keys() and all(other[name] != reference[name] for name in other)
+    with pytest.raises(UserError, match="was made with sampling.spacing = 'leading'"):
+        run(sample, *settings, "paths.run=leading")
+
+
 def test_w_0_equals_the_baseline_bit_for_bit_and_costs_one_pass(settings, weights, reference, monkeypatch):
     calls = []
     forward = ConditionalUNet.forward
