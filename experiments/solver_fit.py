@@ -1,81 +1,140 @@
-"""Timesteps fitted to a teacher, as in USF (arXiv 2312.07243) and S4S (arXiv 2502.17423): searched one at a time.
+"""A multistep solver of few steps fitted to a teacher (S4S, arXiv 2502.17423), without training: by least squares.
 
-The loss is the rms distance of the latents to those of the teacher, DPM++ in 100 steps, of w = 0 and Far-Neg together.
-The images are of another seed than those of the table.
+At each step the teacher's next x is regressed on x_t and the latest predictions of x_0, those of the solver as fitted so far;
+a solver of any order is such a weighted sum. The timesteps are searched one at a time among the teacher's (as in USF,
+arXiv 2312.07243). The images are of another seed than those that are measured, and of w = 0 and both kinds of guidance.
 """
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
+import utils.diffusion.fitted as written
 from config import places
-from experiments.solver_trials import Candidate, Images, Laboratory
-from utils.diffusion.spacings import SPACINGS
-from utils.runtime.files import read_json, write_json
+from experiments.solver_trials import ARMS, Candidate, Laboratory
+from utils.diffusion import guidance, solvers, spacings
+from utils.diffusion.noise import gaussian
+from utils.runtime.files import write_text
 
-TEACHER, IMAGES = Candidate("dpm++", 100), Images(32, 1)
-ARMS, STEPS = ("far", "w0"), (6, 8, 10)
-SUBSET = 8  # images, drawn anew each round
-MOVES = (0.5, 0.25, 0.12, 0.06)  # of the gap to the neighbour, a round each
-
-
-def fit(laboratory: Laboratory, names: Sequence[str]) -> None:
-    """Print FITTED's entries for these solvers; those already found are in <output>/solvers/fitted.json."""
-    file = places.solvers_folder(laboratory.config) / "fitted.json"
-    found = read_json(file) if file.is_file() else {}
-    teacher = np.stack([laboratory.trial(arm, TEACHER, IMAGES, False).latents for arm in ARMS])
-    for name in names:
-        for steps in STEPS:
-            if f"{name} {steps}" not in found:
-                found[f"{name} {steps}"] = search(laboratory, name, steps, teacher)
-                write_json(file, found)
-    report(file, found)
+TEACHER, STEPS = Candidate("dpm++", 100), (6, 8, 10)
+SEARCHED, REGRESSED, HELD_OUT = range(4), range(16), range(16, 24)  # images, each of another identity
+ORDER = 4  # predictions of x_0 that a step sums
+RIDGE = 1e-7  # of the features' mean square: they are nearly collinear
+MOVES = (0.4, 0.2)  # of the gap to the neighbour, a round each
 
 
-def search(laboratory: Laboratory, solver: str, steps: int, teacher: np.ndarray) -> dict:
-    """The best spacing, then each timestep moved by parts of the gap to its neighbours wherever the loss falls.
+@dataclass(frozen=True)
+class Path:
+    """A teacher's way: its denoise(x_t, t), and x_t [B, C, h, w] at each of its timesteps, x_0 at -1."""
 
-    Args:
-        teacher: latents [ARMS, images, C, h, w].
-    """
-    numbers, random = IMAGES.numbers(), np.random.default_rng(0)
+    denoise: Callable[[Tensor, int], Tensor]
+    x: dict[int, Tensor]
 
-    def loss(timesteps: Sequence[int], rows: Sequence[int]) -> float:
-        batch = [numbers[row] for row in rows]
-        drawn = np.stack([laboratory.latents(arm, Candidate(solver, steps), batch, timesteps).cpu().numpy() for arm in ARMS])
-        return float(np.sqrt(np.square(drawn - teacher[:, rows]).mean()) / teacher.std())
 
-    everything = list(range(len(numbers)))
-    spaced = {name: laboratory.timesteps(Candidate(solver, steps, name)) for name in SPACINGS if name != "fitted"}
-    subset = random.permutation(len(numbers))[:SUBSET]
-    start = min(spaced, key=lambda name: loss(spaced[name], subset))
-    best = spaced[start]
-    for move in tqdm(MOVES, desc=f"{solver} in {steps}", unit="round"):
-        subset = random.permutation(len(numbers))[:SUBSET]
-        lowest = loss(best, subset)
-        for place in random.permutation(steps):
-            for other in neighbours(best, int(place), move, laboratory.model.T):
-                if (value := loss(other, subset)) < lowest:
+@torch.inference_mode()
+def fit(laboratory: Laboratory) -> None:
+    """Write <output>/solvers/fitted.py, to be put into the place of utils/diffusion/fitted.py."""
+    betas, entries = laboratory.model.betas, {}
+    searched, fitted, held_out = (walk(laboratory, images) for images in (SEARCHED, REGRESSED, HELD_OUT))
+    for steps in STEPS:
+        timesteps = search(searched, steps, laboratory)
+        numbers, _ = regress(fitted, timesteps, laboratory.model.alpha_bars)
+        drawn = [solvers.fitted(path.denoise, path.x[timesteps[0]], timesteps, None, betas, numbers) for path in held_out]
+        entries[steps] = numbers
+        print(f"{steps} steps, held out: " + ", ".join(f"{arm} {rms([x_0], [path])[0]:.4f}" for arm, x_0, path in
+                                                       zip(ARMS, drawn, held_out, strict=True)), flush=True)
+        file = places.solvers_folder(laboratory.config) / "fitted.py"
+        write_text(file, source(entries))
+    print(f"{file}: put it into the place of utils/diffusion/fitted.py")
+
+
+def walk(laboratory: Laboratory, identities: Sequence[int]) -> list[Path]:
+    """The teacher's way of an image of each identity, for each of ARMS."""
+    paths, rows = [], list(identities)
+    x_T = gaussian(laboratory.seed, rows, [0] * len(rows), laboratory.model.T, laboratory.model.latent_shape, laboratory.device)
+    for settings in tqdm(ARMS.values(), desc="teacher", unit="guidance"):
+        guide = guidance.guided(**asdict(settings))
+
+        # the contexts of this batch, bound now: each path is walked again later
+        def denoise(x_t, t, start=guide, contexts=laboratory.contexts[rows], negatives=laboratory.negatives[rows]):
+            return start(laboratory.model, contexts, negatives)(x_t, t)
+
+        x: dict[int, Tensor] = {}
+        x[-1] = solvers.sample(lambda x_t, t: x.setdefault(t, x_t) is None or denoise(x_t, t), x_T, TEACHER.solver,
+                               laboratory.timesteps(TEACHER), None, False, laboratory.model.betas)
+        paths.append(Path(denoise, x))
+    return paths
+
+
+def regress(paths: Sequence[Path], timesteps: Sequence[int], alpha_bars: Sequence[float]
+            ) -> tuple[list[tuple[float, ...]], list[Tensor]]:
+    """The weights of each step (as in FITTED), one after another, and the x_0 that they give; each path counts the same."""
+    x, seen, numbers = [path.x[timesteps[0]] for path in paths], [[] for _ in paths], []
+    for t, t_next in zip(timesteps, [*timesteps[1:], -1], strict=True):
+        alpha, sigma = alpha_bars[t] ** 0.5, (1 - alpha_bars[t]) ** 0.5
+        for path, x_t, predictions in zip(paths, x, seen, strict=True):
+            predictions.insert(0, (x_t - sigma * path.denoise(x_t, t)) / alpha)
+        features = [torch.stack([x_t, *predictions[:ORDER]]).flatten(1).double()
+                    for x_t, predictions in zip(x, seen, strict=True)]
+        gram = sum(rows @ rows.T for rows in features)
+        moment = sum(rows @ path.x[t_next].flatten().double() for rows, path in zip(features, paths, strict=True))
+        gram += RIDGE * gram.trace() / len(gram) * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        weights = [float(f"{weight:.6g}") for weight in torch.linalg.solve(gram, moment).tolist()]
+        numbers.append((t, *weights))
+        x = [sum(weight * row for weight, row in zip(weights, rows, strict=True)).float().view_as(x_t)
+             for rows, x_t in zip(features, x, strict=True)]
+    return numbers, x
+
+
+def search(paths: Sequence[Path], steps: int, laboratory: Laboratory) -> list[int]:
+    """The teacher's timesteps nearest to the best spacing, then each moved wherever the loss falls."""
+    levels, known = laboratory.model.alpha_bars, sorted((t for t in paths[0].x if t >= 0), reverse=True)
+
+    def loss(timesteps: Sequence[int]) -> float:
+        return max(rms(regress(paths, timesteps, levels)[1], paths))
+
+    starts = [nearest(spacings.SPACINGS[name](steps, levels), known) for name in ("linspace", "karras", "log_snr", "trailing")]
+    best = min(starts, key=loss)
+    lowest = loss(best)
+    for move in tqdm(MOVES, desc=f"{steps} steps", unit="round"):
+        for place in range(1, steps):  # the first one is T - 1
+            for other in neighbours(best, place, move, known):
+                if (value := loss(other)) < lowest:
                     lowest, best = value, other
-    return {"timesteps": best, "start": start, "loss at the start": loss(spaced[start], everything),
-            "loss": loss(best, everything)}
+    return best
 
 
-def neighbours(timesteps: Sequence[int], place: int, move: float, T: int) -> list[list[int]]:
-    """The two lists in which one timestep is moved by a part of the gap to the one before and after; both still fall."""
-    padded, found = [T, *timesteps, -1], []
+def nearest(timesteps: Sequence[int], known: Sequence[int]) -> list[int]:
+    """As many of the `known` timesteps as near as can be, none twice; both fall."""
+    places = [int(np.abs(np.array(known) - t).argmin()) for t in timesteps]
+    places = np.maximum.accumulate(np.array(places) - np.arange(len(places))) + np.arange(len(places))
+    places = np.minimum(places, len(known) - len(places) + np.arange(len(places)))
+    return [known[place] for place in places]
+
+
+def neighbours(timesteps: Sequence[int], place: int, move: float, known: Sequence[int]) -> list[list[int]]:
+    """The lists in which one timestep is moved by a part of the gap to the one before or after, among the `known`."""
+    places = [-1, *(known.index(t) for t in timesteps), len(known)]
+    found = []
     for side in (place, place + 2):
-        gap = padded[side] - timesteps[place]
+        gap = places[side] - places[place + 1]
         step = round(move * gap) or int(np.sign(gap))
         if abs(step) < abs(gap):
-            found.append([*timesteps[:place], timesteps[place] + step, *timesteps[place + 1 :]])
+            found.append([*timesteps[:place], known[places[place + 1] + step], *timesteps[place + 1 :]])
     return found
 
 
-def report(file: Path, found: dict) -> None:
-    for name, entry in found.items():
-        solver, steps = name.split()
-        print(f'("{solver}", {steps}): ({", ".join(map(str, entry["timesteps"]))}),  # {entry["loss"]:.4f}; '
-              f'{entry["start"]}: {entry["loss at the start"]:.4f}')
-    print(f"kept in {file}: put them into FITTED of utils/diffusion/spacings.py")
+def rms(drawn: Sequence[Tensor], paths: Sequence[Path]) -> list[float]:
+    """The rms distance of each x_0 to its teacher's, as a part of the teacher's standard deviation."""
+    return [((x_0 - path.x[-1]).square().mean().sqrt() / path.x[-1].std()).item() for x_0, path in zip(drawn, paths, strict=True)]
+
+
+def source(entries: dict[int, list[tuple[float, ...]]]) -> str:
+    """utils/diffusion/fitted.py with these numbers."""
+    lines = [f'"""{written.__doc__}"""', "FITTED: dict[int, tuple[tuple[float, ...], ...]] = {"]
+    for steps, numbers in entries.items():
+        lines += [f"    {steps}: (", *(f"        ({', '.join(map(repr, row))})," for row in numbers), "    ),"]
+    return "\n".join([*lines, "}", ""])

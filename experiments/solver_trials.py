@@ -147,11 +147,6 @@ class Laboratory:
     def timesteps(self, candidate: Candidate) -> list[int]:
         return spacings.timesteps(candidate.spacing, candidate.solver, candidate.steps, self.model.betas)
 
-    @staticmethod
-    def fitted(solver: Sequence[str]) -> list[Candidate]:
-        """The candidates whose timesteps were fitted."""
-        return [Candidate(name, steps, "fitted") for name, steps in spacings.FITTED if name in solver]
-
     # ---- a trial -----------------------------------------------------------------------------------------------------
 
     def record(self, arm: str, candidate: Candidate, images: Images, scored: bool) -> Record:

@@ -5,7 +5,7 @@ Writes  <output>/solvers/<kind of guidance>/<images>/<solver>.npz: each trial, k
 
     python -m experiments.solvers scores.recogniser=data/mobilefacenet_independent.ncnn.param
     python -m experiments.solvers --minutes 75 --docs scores.recogniser=...
-    python -m experiments.solvers fit --solvers unipc,dpm++       # prints timesteps for utils/diffusion/spacings.py
+    python -m experiments.solvers fit                             # writes the numbers of the solver `fitted`
 
 For each kind of guidance: first the deterministic limit (DDIM in 200 and 400 steps, DPM++ in 100) is shown to be reached, and
 the cheapest that agrees is the reference. Then all candidates are screened by the distance of their latents to it, and the
@@ -25,6 +25,7 @@ from experiments.demo import stage
 from experiments.solver_fit import fit
 from experiments.solver_report import Report, choose_reference, is_equivalent
 from experiments.solver_trials import ARMS, Candidate, Images, Laboratory, Trial
+from utils.diffusion.fitted import FITTED
 from utils.runtime import ranks as distributed
 from utils.runtime.errors import UserError, run_script
 from utils.runtime.files import require_file
@@ -56,7 +57,7 @@ def main() -> None:
         stage(script, *settings, "negatives.strategy=far")
     device = distributed.setup(config.device).device
     if options.what == "fit":
-        return fit(Laboratory(config, recognisers, device, config.sampling.seed + 1), options.solvers or ("unipc", "dpm++"))
+        return fit(Laboratory(config, recognisers, device, config.sampling.seed + 1))
     laboratory = Laboratory(config, recognisers, device, config.sampling.seed)
     if options.identities > len(laboratory.contexts):
         raise UserError(f"--identities: {options.identities} is more than the {len(laboratory.contexts)} contexts; lower it")
@@ -80,7 +81,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--identities", type=int, default=100, help="of the full figures")
     parser.add_argument("--images", type=int, default=8, help="of each identity")
     parser.add_argument("--arms", type=names(tuple(ARMS)), default=tuple(ARMS), help="kinds of guidance, in this order")
-    parser.add_argument("--solvers", type=names(SOLVERS), default=(), help="candidates; fit: whose timesteps")
+    parser.add_argument("--solvers", type=names(SOLVERS), default=(), help="candidates, besides the fitted one")
     parser.add_argument("--steps", type=lambda text: tuple(map(int, text.split(","))), default=STEPS)
     parser.add_argument("--best", type=int, default=6, help="how many of those screened get full figures")
     parser.add_argument("--docs", action="store_true", help="write the tables and the plot into docs/ too")
@@ -164,7 +165,7 @@ class Study:
         first, *others = self.options.steps
         pairs = [Candidate(solver, first, spacing) for solver in self.options.solvers or SOLVERS for spacing in SPACINGS]
         yield from pairs
-        yield from self.laboratory.fitted(self.options.solvers or SOLVERS)
+        yield from (Candidate("fitted", steps) for steps in FITTED)
         pairs.sort(key=lambda candidate: distances.get(candidate, float("inf")))
         for some in (pairs[:PAIRS], pairs[PAIRS:])[: 1 + left_out]:
             yield from (replace(candidate, steps=steps) for steps in others for candidate in some)

@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 
 from models.schedule import alpha_bars, linear_betas
 from models.unet import ConditionalUNet
+from utils.diffusion.fitted import FITTED
 from utils.diffusion.guidance import guided
 from utils.diffusion.latent_diffusion import LatentDiffusion
 from utils.diffusion.noise import gaussian
-from utils.diffusion.solvers import PUBLISHED, SOLVERS, check, sample
+from utils.diffusion.solvers import PUBLISHED, SOLVERS, check, fitted, sample
 from utils.diffusion.spacings import karras, linspace, log_snr, timesteps
 from utils.runtime.errors import UserError
 
@@ -154,7 +155,7 @@ def test_a_spacing_is_that_of_the_timesteps_run(solver, spacing):
     assert asked == run
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "fitted"])
 def test_a_number_of_steps_is_the_default_spacing(solver):
     x_T = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
     by_number, by_list = (sample(toy_denoise, x_T, solver, steps, lambda t: gaussian(1, 0, 0, t, SHAPE))
@@ -171,6 +172,51 @@ def test_dpm_solver_has_the_bytes_of_diffusers_own_timesteps():
         for t in scheduler.timesteps:
             x_t = scheduler.step(toy_denoise(x_t, int(t)), t, x_t).prev_sample
         assert torch.equal(sample(toy_denoise, x_T, "dpm++", steps, noise=None), x_t)
+
+
+# ---- the fitted one ---------------------------------------------------------------------------------------------------
+
+def ddim_weights(timesteps: list[int]) -> list[tuple[float, ...]]:
+    """DDIM as a weighted sum: x_next = sigma'/sigma x_t + (alpha' - alpha sigma'/sigma) x_0."""
+    levels, rows = alpha_bars(linear_betas()), []
+    for t, t_next in zip(timesteps, [*timesteps[1:], None], strict=True):
+        alpha_bar, next_one = levels[t], 1.0 if t_next is None else levels[t_next]
+        a = ((1 - next_one) / (1 - alpha_bar)) ** 0.5
+        rows.append((t, a, next_one**0.5 - a * alpha_bar**0.5, 0.0))
+    return rows
+
+
+def test_a_fitted_step_is_a_weighted_sum():
+    x_T = torch.randn(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    run = timesteps("linspace", "ddim", 7, linear_betas())
+    drawn = fitted(toy_denoise, x_T, run, None, linear_betas(), ddim_weights(run))
+    assert (drawn - sample(toy_denoise, x_T, "ddim", run, None)).abs().max() < 1e-9
+
+
+def test_a_fitted_step_weighs_the_latest_prediction_first():
+    """Predictions of x_0 of 1, 2 and 3: 10 x 3 + 100 x 2 + 1000 x 1, whatever x_t."""
+    predicted = iter((1.0, 2.0, 3.0))
+    levels = alpha_bars(linear_betas())
+
+    def denoise(x_t: torch.Tensor, t: int) -> torch.Tensor:
+        return (x_t - levels[t] ** 0.5 * next(predicted)) / (1 - levels[t]) ** 0.5
+
+    numbers = [(999, 0.5, 1.0), (500, 0.25, 0.0, 1.0), (10, 0.0, 10.0, 100.0, 1000.0)]
+    x_0 = fitted(denoise, torch.ones(SHAPE, dtype=torch.float64), [999, 500, 10], None, linear_betas(), numbers)
+    assert x_0.flatten().tolist() == pytest.approx([1230.0] * x_0.numel())
+
+
+@pytest.mark.parametrize("steps", FITTED)
+def test_what_was_fitted_runs_in_its_timesteps(steps):
+    run = timesteps("default", "fitted", steps, linear_betas())
+    assert len(run) == steps and run == sorted(set(run), reverse=True) and 0 <= run[-1] and run[0] <= 999
+    check("fitted", steps, False, 1000)
+
+
+@pytest.mark.parametrize("steps, T, spacing", [(7, 1000, "default"), (8, 1000, "trailing"), (8, 500, "default")])
+def test_the_fitted_one_is_refused_where_it_was_not_fitted(steps, T, spacing):
+    with pytest.raises(UserError, match="sampling.solver: fitted was fitted to the embedded weights .*, or another solver$"):
+        check("fitted", steps, False, T, spacing)
 
 
 @pytest.mark.parametrize("solver", ["unipc", "unipc3", "deis", "deis3"])
@@ -212,7 +258,7 @@ def test_what_a_solver_cannot_run_is_refused(solver, steps, as_published, words)
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "fitted"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 15, 50, 333, 997, 999])
 def test_what_a_solver_can_run_passes(solver, steps):
     check(solver, steps, False, 1000)

@@ -7,12 +7,11 @@ import torch
 
 from config.load import load_config
 from experiments import solver_fit, solver_report, solvers
-from experiments.solver_fit import neighbours
 from experiments.solver_report import MARGINS, agree, choose_reference, differences, is_equivalent
 from experiments.solver_trials import METRICS, Candidate, Images, Laboratory, Trial
 from models.schedule import alpha_bars, linear_betas
 from tests.running import run
-from utils.diffusion.solvers import sample
+from utils.diffusion.solvers import fitted, sample
 from utils.diffusion.spacings import timesteps
 from utils.runtime.errors import UserError
 
@@ -81,35 +80,55 @@ def test_without_replicates_nothing_is_equivalent():
     assert differences(few, trial(), WHO) == {} and not is_equivalent(few, trial(), WHO)
 
 
-# ---- timesteps -------------------------------------------------------------------------------------------------------
+# ---- the fitted solver -----------------------------------------------------------------------------------------------
 
-def test_a_timestep_moves_by_a_part_of_the_gap():
-    assert neighbours([900, 500, 100], 1, 0.25, 1000) == [[900, 600, 100], [900, 400, 100]]
-    assert neighbours([999, 500, 1], 0, 0.5, 1000) == [[749, 500, 1]]
-    assert neighbours([999, 500, 0], 2, 0.5, 1000) == [[999, 500, 250]]
-    assert neighbours([3, 2, 1], 1, 0.5, 4) == []
+LEVELS = alpha_bars(linear_betas())
 
 
-def test_the_search_finds_nearer_timesteps():
-    """A model of one number whose eps is nonlinear in t: what is found must be nearer than every spacing."""
-    betas = linear_betas()
-    levels = alpha_bars(betas)
-    x_T = torch.linspace(-2, 2, 32, dtype=torch.float64).reshape(32, 1, 1, 1)
+def path(seed: int) -> solver_fit.Path:
+    """A model of one number whose eps is nonlinear in t, and its way in 100 steps."""
+    x_T = torch.randn(32, 1, 2, 2, generator=torch.Generator().manual_seed(seed))
+    x = {}
 
-    def latents(arm, candidate, batch, asked):
-        def denoise(x_t: torch.Tensor, t: int) -> torch.Tensor:
-            return (x_t - levels[t] ** 0.5 * torch.tanh(2 * x_t / levels[t] ** 0.5)) / (1 - levels[t]) ** 0.5
+    def denoise(x_t: torch.Tensor, t: int) -> torch.Tensor:
+        return (x_t - LEVELS[t] ** 0.5 * torch.tanh(2 * x_t / LEVELS[t] ** 0.5)) / (1 - LEVELS[t]) ** 0.5
 
-        return sample(denoise, x_T[[i for i, _ in batch]], candidate.solver, list(asked), None)
+    x[-1] = sample(lambda x_t, t: x.setdefault(t, x_t) is None or denoise(x_t, t), x_T, "dpm++", 100, None)
+    return solver_fit.Path(denoise, x)
 
-    laboratory = SimpleNamespace(latents=latents, model=SimpleNamespace(T=1000), timesteps=lambda candidate: timesteps(
-        candidate.spacing, candidate.solver, candidate.steps, betas))
-    everything = solver_fit.IMAGES.numbers()
-    teacher = np.stack([latents(arm, solver_fit.TEACHER, everything, timesteps("default", "dpm++", 100, betas)).numpy()
-                        for arm in solver_fit.ARMS])
-    found = solver_fit.search(laboratory, "dpm++", 6, teacher)
-    assert found["loss"] < 0.9 * found["loss at the start"]
-    assert found["timesteps"] == sorted(set(found["timesteps"]), reverse=True) and len(found["timesteps"]) == 6
+
+def test_a_fitted_solver_comes_nearer_than_the_others_on_images_that_it_was_not_fitted_to():
+    train, held_out = [path(1), path(2)], path(3)
+    laboratory = SimpleNamespace(model=SimpleNamespace(alpha_bars=LEVELS))
+    found = solver_fit.search(train, 6, laboratory)
+    numbers, drawn = solver_fit.regress(train, found, LEVELS)
+    assert [t for t, *_ in numbers] == found == sorted(set(found), reverse=True)
+    assert [len(row) for row in numbers] == [3, 4, 5, 6, 6, 6]  # the timestep, the weight of x_t, at most ORDER predictions
+
+    def distance(x_0: torch.Tensor) -> float:
+        return solver_fit.rms([x_0], [held_out])[0]
+
+    x_T = held_out.x[999]
+    ours = distance(fitted(held_out.denoise, x_T, found, None, linear_betas(), numbers))
+    assert ours < 0.5 * min(distance(sample(held_out.denoise, x_T, solver, timesteps(spacing, solver, 6, linear_betas()), None))
+                            for solver in ("dpm++", "unipc", "deis3") for spacing in ("linspace", "log_snr", "karras"))
+    # what regress follows is what the solver runs
+    assert (fitted(train[0].denoise, train[0].x[999], found, None, linear_betas(), numbers) - drawn[0]).abs().max() < 1e-4
+
+
+def test_timesteps_move_among_those_of_the_teacher():
+    known = list(range(990, -1, -10))
+    assert solver_fit.neighbours([990, 500, 100], 1, 0.5, known) == [[990, 740, 100], [990, 300, 100]]
+    assert solver_fit.neighbours([990, 500, 0], 2, 0.5, known) == [[990, 500, 250]]
+    assert solver_fit.neighbours([30, 20, 10], 1, 0.5, known) == []
+    assert solver_fit.nearest([999, 503, 7, 2], known) == [990, 500, 10, 0]
+
+
+def test_the_numbers_are_written_as_they_are_read():
+    entries = {6: [(999, 0.1, 1.5), (500, -0.25, 1e-05, 3.0)]}
+    scope: dict = {}
+    exec(solver_fit.source(entries), scope)
+    assert scope["FITTED"] == {6: tuple(entries[6])} and "S4S" in scope["__doc__"]
 
 
 # ---- the whole -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The solvers: DDPM, DDIM, DPM-Solver++(2M) and its SDE variant, UniPC and DEIS, from x_T to x_0.
+"""The solvers: DDPM, DDIM, DPM-Solver++(2M) and its SDE variant, UniPC, DEIS and a fitted one, from x_T to x_0.
 
 They know nothing of files, contexts or ranks: they take `denoise(x_t, t) -> eps`, the timesteps that they run in, the noise
 and the schedule of betas. Below, rho = sqrt(1 - alpha_bar) / sqrt(alpha_bar) and lambda = -log rho. The last step gives the
@@ -15,8 +15,10 @@ from torch import Tensor
 
 from models.schedule import alpha_bars, linear_betas
 from utils.diffusion import spacings
+from utils.diffusion.fitted import FITTED
 from utils.runtime.errors import UserError
 
+FITTED_T = 1000
 Denoise = Callable[[Tensor, int], Tensor]
 Noise = Callable[[int], Tensor]
 
@@ -142,10 +144,27 @@ def deis(denoise: Denoise, x_t: Tensor, timesteps: Sequence[int], noise: Noise, 
     return x_t
 
 
+def fitted(denoise: Denoise, x_t: Tensor, timesteps: Sequence[int], noise: Noise, betas: Tensor,
+           numbers: Sequence[Sequence[float]] | None = None) -> Tensor:
+    """A step is a weighted sum of x_t and the latest predictions of x_0 (S4S, arXiv 2502.17423), by least squares.
+
+    The weights hold for one network, one schedule of betas and one list of timesteps; by default those of FITTED.
+    """
+    numbers = FITTED.get(len(timesteps), ()) if numbers is None else numbers
+    if [t for t, *_ in numbers] != list(timesteps):
+        raise ValueError("it was fitted for its own timesteps")
+    seen: list[Tensor] = []  # predictions of x_0, the latest first
+    for (t, alpha_bar, _), (_, a, *b) in zip(_levels(betas, timesteps), numbers, strict=True):
+        alpha, sigma = _alpha_sigma(alpha_bar)
+        seen.insert(0, (x_t - sigma * denoise(x_t, t)) / alpha)
+        x_t = a * x_t + sum(b_j * x_0 for b_j, x_0 in zip(b, seen, strict=False))
+    return x_t
+
+
 # Each (denoise, x_T [B, C, H, W], timesteps, noise, betas [T]) -> x_0; see `sample`.
 SOLVERS: dict[str, Callable[..., Tensor]] = {
     "ddpm": ddpm, "ddim": ddim, "dpm++": dpm_solver, "dpm++sde": sde_dpm_solver, "unipc": unipc,
-    "unipc3": partial(unipc, order=3), "deis": deis, "deis3": partial(deis, order=3)}
+    "unipc3": partial(unipc, order=3), "deis": deis, "deis3": partial(deis, order=3), "fitted": fitted}
 PUBLISHED = {"ddpm": partial(ddpm, as_published=True), "ddim": partial(ddim, as_published=True)}
 
 
@@ -195,6 +214,10 @@ def check(solver: str, steps: int, as_published: bool, T: int, spacing: str = "d
         fault = None if x_0.isfinite().all() else "its steps are too close to one another"
     except (ValueError, IndexError, ZeroDivisionError) as error:
         fault = str(error)
+    if solver == "fitted" and (fault or T != FITTED_T):
+        raise UserError(f"sampling.solver: fitted was fitted to the embedded weights (T = {FITTED_T}) for "
+                        f"{', '.join(map(str, FITTED))} steps in its own spacing, not {steps} of T = {T} in {spacing}; set "
+                        "sampling.steps to one of these and sampling.spacing=default, or another solver")
     if fault:
         fewer = "" if as_published and solver == "ddpm" else f"; set fewer, at most {T - 1}"
         every = f"; set sampling.steps={T}, or sampling.as_published=false" if not fewer else ""

@@ -1,7 +1,7 @@
 """Which of the T timesteps a solver runs in, from noise to image.
 
-A spacing is (steps, alpha_bars [T], solver) -> timesteps, whole numbers that fall. All but `fitted` are those of diffusers;
-a solver always takes the noise level of the timestep itself, where diffusers keeps Karras' unrounded ones.
+A spacing is (steps, alpha_bars [T], solver) -> timesteps, whole numbers that fall. They are those of diffusers; a solver
+always takes the noise level of the timestep itself, where diffusers keeps Karras' unrounded ones.
 """
 from collections.abc import Callable, Sequence
 
@@ -9,13 +9,10 @@ import numpy as np
 from torch import Tensor
 
 from models.schedule import alpha_bars
-from utils.runtime.errors import UserError
+from utils.diffusion.fitted import FITTED
 
 KARRAS_RHO = 7.0
 EVEN = ("ddpm", "ddim")  # the solvers whose own spacing is `leading`; that of the others is `linspace`
-# Timesteps fitted to the embedded weights of models/demo, by (solver, steps).
-FITTED_T = 1000
-FITTED: dict[tuple[str, int], tuple[int, ...]] = {}
 
 
 def leading(steps: int, alpha_bars: Sequence[float], solver: str = "") -> list[int]:
@@ -45,21 +42,17 @@ def log_snr(steps: int, alpha_bars: Sequence[float], solver: str = "") -> list[i
     return _nearest(np.linspace(log_sigmas[-1], log_sigmas[0], steps), alpha_bars)
 
 
-def fitted(steps: int, alpha_bars: Sequence[float], solver: str = "") -> list[int]:
-    """Those of FITTED. Raises UserError where there are none for this solver, number of steps and T."""
-    if (solver, steps) not in FITTED or len(alpha_bars) != FITTED_T:
-        known = ", ".join(f"{name} in {number}" for name, number in sorted(FITTED))
-        raise UserError(f"sampling.spacing: no timesteps are fitted for {solver} in {steps} steps of T = {len(alpha_bars)}; set "
-                        f"sampling.spacing=default, or take {known} steps of T = {FITTED_T}")
-    return list(FITTED[solver, steps])
-
-
 def default(steps: int, alpha_bars: Sequence[float], solver: str = "") -> list[int]:
+    """Each solver's own: `leading` or `linspace`, or those that were fitted."""
+    if solver == "fitted":
+        if steps not in FITTED:
+            raise ValueError(f"it was fitted for {', '.join(map(str, FITTED))} steps")
+        return [int(t) for t, *_ in FITTED[steps]]
     return (leading if solver in EVEN else linspace)(steps, alpha_bars)
 
 
 SPACINGS: dict[str, Callable[..., list[int]]] = {"default": default, "leading": leading, "linspace": linspace,
-                                                 "trailing": trailing, "karras": karras, "log_snr": log_snr, "fitted": fitted}
+                                                 "trailing": trailing, "karras": karras, "log_snr": log_snr}
 
 
 def timesteps(spacing: str, solver: str, steps: int, betas: Tensor) -> list[int]:
@@ -69,8 +62,7 @@ def timesteps(spacing: str, solver: str, steps: int, betas: Tensor) -> list[int]
         spacing: a name in SPACINGS.
         betas: the schedule, [T].
     Raises:
-        ValueError: steps outside 1 .. T.
-        UserError: nothing is fitted for them.
+        ValueError: steps outside 1 .. T, or none of those that were fitted.
     """
     if not 1 <= steps <= len(betas):
         raise ValueError(f"steps must lie in 1 .. T = {len(betas)}, not {steps}")
