@@ -1,7 +1,7 @@
 """A multistep solver of few steps fitted to a teacher (S4S, arXiv 2502.17423), without training: by least squares.
 
-At each step the teacher's next x is regressed on x_t and the latest predictions of x_0, those of the solver as fitted so far;
-a solver of any order is such a weighted sum. The timesteps are searched one at a time among the teacher's (as in USF,
+At each step the teacher's next x is regressed on x_t and all predictions of x_0, those of the solver as fitted so far; a
+solver of any order is such a weighted sum. The timesteps are searched one at a time among the teacher's (as in USF,
 arXiv 2312.07243). The images are of another seed than those that are measured, and of w = 0 and both kinds of guidance.
 """
 from collections.abc import Callable, Sequence
@@ -19,9 +19,8 @@ from utils.diffusion import guidance, solvers, spacings
 from utils.diffusion.noise import gaussian
 from utils.runtime.files import write_text
 
-TEACHER, STEPS = Candidate("dpm++", 100), (6, 8, 10)
+TEACHER, STEPS = Candidate("dpm++", 100), (8, 10, 6, 12)
 SEARCHED, REGRESSED, HELD_OUT = range(4), range(16), range(16, 24)  # images, each of another identity
-ORDER = 4  # predictions of x_0 that a step sums
 RIDGE = 1e-7  # of the features' mean square: they are nearly collinear
 MOVES = (0.4, 0.2)  # of the gap to the neighbour, a round each
 
@@ -43,7 +42,7 @@ def fit(laboratory: Laboratory) -> None:
         timesteps = search(searched, steps, laboratory)
         numbers, _ = regress(fitted, timesteps, laboratory.model.alpha_bars)
         drawn = [solvers.fitted(path.denoise, path.x[timesteps[0]], timesteps, None, betas, numbers) for path in held_out]
-        entries[steps] = numbers
+        entries = dict(sorted((entries | {steps: numbers}).items()))
         print(f"{steps} steps, held out: " + ", ".join(f"{arm} {rms([x_0], [path])[0]:.4f}" for arm, x_0, path in
                                                        zip(ARMS, drawn, held_out, strict=True)), flush=True)
         file = places.solvers_folder(laboratory.config) / "fitted.py"
@@ -77,7 +76,7 @@ def regress(paths: Sequence[Path], timesteps: Sequence[int], alpha_bars: Sequenc
         alpha, sigma = alpha_bars[t] ** 0.5, (1 - alpha_bars[t]) ** 0.5
         for path, x_t, predictions in zip(paths, x, seen, strict=True):
             predictions.insert(0, (x_t - sigma * path.denoise(x_t, t)) / alpha)
-        features = [torch.stack([x_t, *predictions[:ORDER]]).flatten(1).double()
+        features = [torch.stack([x_t, *predictions]).flatten(1).double()
                     for x_t, predictions in zip(x, seen, strict=True)]
         gram = sum(rows @ rows.T for rows in features)
         moment = sum(rows @ path.x[t_next].flatten().double() for rows, path in zip(features, paths, strict=True))
@@ -90,14 +89,15 @@ def regress(paths: Sequence[Path], timesteps: Sequence[int], alpha_bars: Sequenc
 
 
 def search(paths: Sequence[Path], steps: int, laboratory: Laboratory) -> list[int]:
-    """The teacher's timesteps nearest to the best spacing, then each moved wherever the loss falls."""
+    """The teacher's timesteps nearest to the best of some spacings, then each moved wherever the loss falls."""
     levels, known = laboratory.model.alpha_bars, sorted((t for t in paths[0].x if t >= 0), reverse=True)
 
     def loss(timesteps: Sequence[int]) -> float:
         return max(rms(regress(paths, timesteps, levels)[1], paths))
 
-    starts = [nearest(spacings.SPACINGS[name](steps, levels), known) for name in ("linspace", "karras", "log_snr", "trailing")]
-    best = min(starts, key=loss)
+    starts = [np.linspace(known[0], known[-1], steps), *(
+        spacings.SPACINGS[name](steps, levels) for name in ("linspace", "karras", "log_snr"))]
+    best = min((nearest(start, known) for start in starts), key=loss)
     lowest = loss(best)
     for move in tqdm(MOVES, desc=f"{steps} steps", unit="round"):
         for place in range(1, steps):  # the first one is T - 1
@@ -107,7 +107,7 @@ def search(paths: Sequence[Path], steps: int, laboratory: Laboratory) -> list[in
     return best
 
 
-def nearest(timesteps: Sequence[int], known: Sequence[int]) -> list[int]:
+def nearest(timesteps: Sequence[float], known: Sequence[int]) -> list[int]:
     """As many of the `known` timesteps as near as can be, none twice; both fall."""
     places = [int(np.abs(np.array(known) - t).argmin()) for t in timesteps]
     places = np.maximum.accumulate(np.array(places) - np.arange(len(places))) + np.arange(len(places))

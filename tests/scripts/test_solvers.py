@@ -103,7 +103,7 @@ def test_a_fitted_solver_comes_nearer_than_the_others_on_images_that_it_was_not_
     found = solver_fit.search(train, 6, laboratory)
     numbers, drawn = solver_fit.regress(train, found, LEVELS)
     assert [t for t, *_ in numbers] == found == sorted(set(found), reverse=True)
-    assert [len(row) for row in numbers] == [3, 4, 5, 6, 6, 6]  # the timestep, the weight of x_t, at most ORDER predictions
+    assert [len(row) for row in numbers] == [3, 4, 5, 6, 7, 8]  # the timestep, the weight of x_t, all predictions
 
     def distance(x_0: torch.Tensor) -> float:
         return solver_fit.rms([x_0], [held_out])[0]

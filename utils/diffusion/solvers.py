@@ -146,7 +146,7 @@ def deis(denoise: Denoise, x_t: Tensor, timesteps: Sequence[int], noise: Noise, 
 
 def fitted(denoise: Denoise, x_t: Tensor, timesteps: Sequence[int], noise: Noise, betas: Tensor,
            numbers: Sequence[Sequence[float]] | None = None) -> Tensor:
-    """A step is a weighted sum of x_t and the latest predictions of x_0 (S4S, arXiv 2502.17423), by least squares.
+    """A step is a weighted sum of x_t and the predictions of x_0 so far (S4S, arXiv 2502.17423), by least squares.
 
     The weights hold for one network, one schedule of betas and one list of timesteps; by default those of FITTED.
     """
