@@ -4,7 +4,7 @@ At each step the teacher's next x is regressed on x_t and all predictions of x_0
 solver of any order is such a weighted sum. The timesteps are searched one at a time among the teacher's (as in USF,
 arXiv 2312.07243). The images are of another seed than those that are measured, and of w = 0 and both kinds of guidance.
 """
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -17,10 +17,11 @@ from config import places
 from experiments.solver_trials import ARMS, Candidate, Laboratory
 from utils.diffusion import guidance, solvers, spacings
 from utils.diffusion.noise import gaussian
-from utils.runtime.files import write_text
+from utils.runtime.files import read_json, write_json, write_text
+from utils.runtime.records import Record, State
 
 TEACHER, STEPS = Candidate("dpm++", 100), (8, 10, 6, 12)
-SEARCHED, REGRESSED, HELD_OUT = range(4), range(16), range(16, 24)  # images, each of another identity
+SEARCHED, REGRESSED, HELD_OUT = range(2), range(12), range(12, 16)  # images, each of another identity
 RIDGE = 1e-7  # of the features' mean square: they are nearly collinear
 MOVES = (0.4, 0.2)  # of the gap to the neighbour, a round each
 
@@ -35,19 +36,27 @@ class Path:
 
 @torch.inference_mode()
 def fit(laboratory: Laboratory) -> None:
-    """Write <output>/solvers/fitted.py, to be put into the place of utils/diffusion/fitted.py."""
-    betas, entries = laboratory.model.betas, {}
-    searched, fitted, held_out = (walk(laboratory, images) for images in (SEARCHED, REGRESSED, HELD_OUT))
+    """Write <output>/solvers/fitted.py, to be put into the place of utils/diffusion/fitted.py; run again, it goes on."""
+    folder, levels, paths = places.solvers_folder(laboratory.config), laboratory.model.alpha_bars, []
+    decides = laboratory.decides | {"teacher": laboratory.timesteps(TEACHER), "images": [list(SEARCHED), list(REGRESSED)]}
     for steps in STEPS:
+        file = folder / "fitted" / f"{steps}.json"
+        record = Record(file.with_name(f"{steps}.record.json"), decides, target=file)
+        if record.state() is State.DONE:
+            continue
+        searched, regressed, held_out = paths = paths or [walk(laboratory, rows) for rows in (SEARCHED, REGRESSED, HELD_OUT)]
         timesteps = search(searched, steps, laboratory)
-        numbers, _ = regress(fitted, timesteps, laboratory.model.alpha_bars)
-        drawn = [solvers.fitted(path.denoise, path.x[timesteps[0]], timesteps, None, betas, numbers) for path in held_out]
-        entries = dict(sorted((entries | {steps: numbers}).items()))
-        print(f"{steps} steps, held out: " + ", ".join(f"{arm} {rms([x_0], [path])[0]:.4f}" for arm, x_0, path in
-                                                       zip(ARMS, drawn, held_out, strict=True)), flush=True)
-        file = places.solvers_folder(laboratory.config) / "fitted.py"
-        write_text(file, source(entries))
-    print(f"{file}: put it into the place of utils/diffusion/fitted.py")
+        numbers, _ = regress(regressed, timesteps, levels)
+        drawn = [solvers.fitted(path.denoise, path.x[timesteps[0]], timesteps, None, laboratory.model.betas, numbers)
+                 for path in held_out]
+        record.begin()
+        write_json(file, {"numbers": numbers, "held_out": dict(zip(ARMS, rms(drawn, held_out), strict=True))})
+    entries = {steps: read_json(folder / "fitted" / f"{steps}.json") for steps in sorted(STEPS)}
+    for steps, entry in entries.items():
+        print(f"{steps} steps, rms distance of latents to the teacher's, held out: "
+              + ", ".join(f"{arm} {value:.4f}" for arm, value in entry["held_out"].items()))
+    write_text(folder / "fitted.py", source({steps: entry["numbers"] for steps, entry in entries.items()}))
+    print(f"{folder / 'fitted.py'}: put it into the place of utils/diffusion/fitted.py")
 
 
 def walk(laboratory: Laboratory, identities: Sequence[int]) -> list[Path]:
@@ -132,7 +141,7 @@ def rms(drawn: Sequence[Tensor], paths: Sequence[Path]) -> list[float]:
     return [((x_0 - path.x[-1]).square().mean().sqrt() / path.x[-1].std()).item() for x_0, path in zip(drawn, paths, strict=True)]
 
 
-def source(entries: dict[int, list[tuple[float, ...]]]) -> str:
+def source(entries: Mapping[int, Sequence[Sequence[float]]]) -> str:
     """utils/diffusion/fitted.py with these numbers."""
     lines = [f'"""{written.__doc__}"""', "FITTED: dict[int, tuple[tuple[float, ...], ...]] = {"]
     for steps, numbers in entries.items():

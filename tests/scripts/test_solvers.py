@@ -187,3 +187,21 @@ def test_passes_and_timesteps_are_counted(small, tmp_path):
 def test_what_cannot_be_run_is_one_line(small, arguments, words):
     with pytest.raises(UserError, match=words):
         run(solvers, *small, *arguments, "--minutes", "0")
+
+
+def test_a_fit_is_made_once_and_written_as_a_module(small, tmp_path, monkeypatch, capsys):
+    for name, value in {"TEACHER": Candidate("dpm++", 6), "STEPS": (2,), "SEARCHED": range(1), "REGRESSED": range(1),
+                        "HELD_OUT": range(1, 2)}.items():
+        monkeypatch.setattr(solver_fit, name, value)
+    run(solvers, "fit", *small)
+    assert "2 steps, rms distance of latents to the teacher's, held out: far 0." in capsys.readouterr().out
+    scope: dict = {}
+    exec((tmp_path / "solvers" / "fitted.py").read_text(), scope)
+    (t, *first), (t_next, *second) = scope["FITTED"][2]
+    assert 999 == t > t_next > 0 and (len(first), len(second)) == (2, 3)
+
+    def refuse(*arguments):
+        raise AssertionError("walked again")
+
+    monkeypatch.setattr(solver_fit, "walk", refuse)
+    run(solvers, "fit", *small)
