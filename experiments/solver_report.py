@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.solver_trials import METRICS, Candidate, Laboratory, Trial
+from experiments.solver_trials import AGAINST_REAL, METRICS, Candidate, Laboratory, Trial
 from utils.evaluation.scores import interval
 from utils.runtime.figures import save_figure
 from utils.runtime.files import write_text
@@ -15,10 +15,11 @@ MEASURED = "<!-- below: written by python -m experiments.solvers --docs -->"
 
 CONVERGED_RMS, CONVERGED_FDR = 0.01, 0.02  # what solvers of one limit may differ by: of the latents' std, of the FDR
 # How far the 90% interval of a difference may reach from the reference. Fixed before anything was measured.
-MARGINS = {"fdr": 0.05, "genuine_mean": 0.01, "impostor_mean": 0.01, "genuine_std": 0.05, "fmr100": 0.02}
+MARGINS = {"fdr": 0.05, "genuine_mean": 0.01, "impostor_mean": 0.01, "genuine_std": 0.05, "fmr100": 0.02,
+           "coverage": 0.03, "recall": 0.03}
 RELATIVE = ("fdr", "genuine_std")  # differences as a part of the reference's value
 NAMES = {"fdr": "FDR", "eer": "EER", "fmr100": "FMR100", "genuine_mean": "genuine", "genuine_std": "genuine std",
-         "impostor_mean": "impostor", "impostor_std": "impostor std"}
+         "impostor_mean": "impostor", "impostor_std": "impostor std", "coverage": "coverage", "recall": "recall"}
 
 
 def agree(a: Trial, b: Trial, recogniser: str) -> bool:
@@ -36,10 +37,15 @@ def choose_reference(trials: Sequence[Trial], recogniser: str, cost: Callable[[T
 
 def differences(trial: Trial, reference: Trial, recogniser: str) -> dict[str, tuple[float, float, float]]:
     """Each of MARGINS less the reference's, and its 90% interval, paired by identity and noise; empty without replicates."""
-    found = {}
-    for name in MARGINS if trial.replicates[recogniser] and reference.replicates[recogniser] else ():
-        value, base = (one.metrics[recogniser][name] for one in (trial, reference))
-        values, bases = (one.replicates[recogniser][name] for one in (trial, reference))
+    found, both = {}, (trial, reference)
+    for name in AGAINST_REAL if all(one.left_out[recogniser] for one in both) else ():
+        from utils.evaluation import variety  # only here, as in `measure`
+        value, base = (one.metrics[recogniser][name] for one in both)
+        values, bases = (one.left_out[recogniser][name] for one in both)
+        found[name] = value - base, *variety.jackknife_interval(value - base, values - bases)
+    for name in MARGINS.keys() - set(AGAINST_REAL) if all(one.replicates[recogniser] for one in both) else ():
+        value, base = (one.metrics[recogniser][name] for one in both)
+        values, bases = (one.replicates[recogniser][name] for one in both)
         if name in RELATIVE:
             value, base, values, bases = value / base, 1.0, values / bases, 1.0
         found[name] = value - base, *interval(values - bases)
@@ -47,9 +53,9 @@ def differences(trial: Trial, reference: Trial, recogniser: str) -> dict[str, tu
 
 
 def is_equivalent(trial: Trial, reference: Trial, recogniser: str) -> bool:
-    """Whether every interval lies within its margin."""
+    """Whether every interval lies within its margin; coverage and recall count where real faces were given."""
     found = differences(trial, reference, recogniser)
-    return bool(found) and all(-MARGINS[name] <= low and high <= MARGINS[name] for name, (_, low, high) in found.items())
+    return "fdr" in found and all(-MARGINS[name] <= low and high <= MARGINS[name] for name, (_, low, high) in found.items())
 
 
 class Report:
@@ -126,8 +132,8 @@ class Report:
         if not self.full:
             return []
         figures = ["## Figures", "", "| guidance | solver | passes: one, both | GFLOP | distance | "
-                   + " | ".join(NAMES[name] for name in METRICS) + " | detected | s an image | processor |",
-                   "|" + "---|" * (len(METRICS) + 8)]
+                   + " | ".join(NAMES[name] for name in METRICS + AGAINST_REAL) + " | detected | s an image | processor |",
+                   "|" + "---|" * (len(METRICS + AGAINST_REAL) + 8)]
         apart = ["## Differences from the converged solver", "", "Paired by identity and noise, with 90% intervals; FDR and "
                  "genuine std as parts of the reference's. Margins: "
                  + ", ".join(f"{NAMES[name]} +-{margin:g}" for name, margin in MARGINS.items()) + ".", "",
@@ -138,7 +144,7 @@ class Report:
                 cost, passes = self.laboratory.cost(arm, trial.candidate), self.laboratory.passes(arm, trial.candidate)
                 cells = [arm, str(trial.candidate), f"{passes['one']}, {passes['both']}", f"{cost:.1f}",
                          f"{trial.distance(trials[0]):.4f}"]
-                cells += [self._with_interval(trial, name) for name in METRICS]
+                cells += [self._with_interval(trial, name) for name in METRICS + AGAINST_REAL]
                 figures.append(self._row([*cells, f"{trial.found.mean():.1%}", f"{trial.seconds:.3f}", self.laboratory.kind]))
                 if trial is not trials[0]:
                     found = differences(trial, trials[0], self.recogniser)
@@ -192,7 +198,9 @@ class Report:
         return [f"{values['fdr']:.3f}", f"{values['genuine_mean']:.3f}", f"{values['impostor_mean']:.3f}"]
 
     def _with_interval(self, trial: Trial, name: str) -> str:
-        value, replicates = trial.metrics[self.recogniser][name], trial.replicates[self.recogniser].get(name)
+        value, replicates = trial.metrics[self.recogniser].get(name), trial.replicates[self.recogniser].get(name)
+        if value is None:
+            return ""
         if replicates is None or np.isnan(replicates).all():
             return f"{value:.3f}"
         return "{:.3f} ({:.3f} to {:.3f})".format(value, *interval(replicates))

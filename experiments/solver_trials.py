@@ -33,6 +33,7 @@ from utils.runtime.records import Record, State
 
 ARMS = {"far": Guidance(w=0.5), "w0": Guidance(w=0.0), "adaptdiff": Guidance(w=1.0, schedule="linear")}  # arXiv 2603.29569
 REPLICATES = 1000  # of the identities, for the 90% intervals
+AGAINST_REAL = ("coverage", "recall")
 METRICS = ("fdr", "eer", "fmr100", "genuine_mean", "genuine_std", "impostor_mean", "impostor_std")
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -78,7 +79,8 @@ class Trial:
     """What a trial gave.
 
     latents [N, C, h, w] float32; seconds an image, decoding included where images were scored; found [N] bool: whose face
-    was detected; by recogniser, METRICS and their replicates [REPLICATES] (empty where identities are too few).
+    was detected; by recogniser, METRICS and their replicates [REPLICATES] (empty where identities are too few), and, where
+    real faces were given, AGAINST_REAL and their values without each group of identities.
     """
 
     candidate: Candidate
@@ -88,6 +90,7 @@ class Trial:
     found: np.ndarray
     metrics: dict[str, dict[str, float]]
     replicates: dict[str, dict[str, np.ndarray]]
+    left_out: dict[str, dict[str, np.ndarray]]
 
     def distance(self, other: "Trial") -> float:
         """Rms difference of the latents of the images that both have, as a part of the other's standard deviation."""
@@ -102,11 +105,13 @@ class Laboratory:
 
     Args:
         recognisers: files; they are named by their stem.
+        real: by recogniser, the two halves of the unit embeddings of real faces.
         seed: of the noise.
     """
 
-    def __init__(self, config: Config, recognisers: Sequence[Path], device: torch.device, seed: int) -> None:
-        self.config, self.device, self.seed = config, device, seed
+    def __init__(self, config: Config, recognisers: Sequence[Path], device: torch.device, seed: int,
+                 real: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None) -> None:
+        self.config, self.device, self.seed, self.real = config, device, seed, real or {}
         self.model, weights = load_model(config.model, config.sampling, device)
         ids, contexts = identity_contexts.read(places.contexts_file(config))
         digest = identity_contexts.digest(ids, contexts)
@@ -150,7 +155,8 @@ class Laboratory:
     # ---- a trial -----------------------------------------------------------------------------------------------------
 
     def record(self, arm: str, candidate: Candidate, images: Images, scored: bool) -> Record:
-        recognisers = {name: backbone_digest(file) for name, file in self.recognisers.items()} if scored else {}
+        recognisers = {name: [backbone_digest(file), *(array_digest(half) for half in self.real.get(name, ()))]
+                       for name, file in self.recognisers.items()} if scored else {}
         file = places.solvers_folder(self.config) / arm / str(images) / f"{str(candidate).replace(' ', '-')}.npz"
         return Record(file.with_suffix(".json"), {
             **self.decides, "guidance": asdict(candidate.guidance(arm)), "solver": candidate.solver,
@@ -170,15 +176,16 @@ class Laboratory:
             for name in names:
                 embeddings = embed(self.backbones[name], [face for face in faces if face is not None], self.device,
                                    read=lambda face: face)
-                values, replicates = measure(embeddings, found, images)
-                of_recognisers |= {f"{name}_embeddings": embeddings, f"{name}_values": values, f"{name}_replicates": replicates}
+                values, replicates, left_out = measure(embeddings, found, images, self.real.get(name))
+                of_recognisers |= {f"{name}_embeddings": embeddings, f"{name}_values": values, f"{name}_replicates": replicates,
+                                   f"{name}_left_out": left_out}
             record.begin()
             write_npz(record.target, latents=latents, seconds=np.array(seconds), found=found, **of_recognisers)
         kept = read_npz(record.target, ["latents", "seconds", "found", *(
-            f"{name}_{kind}" for name in names for kind in ("values", "replicates"))])
+            f"{name}_{kind}" for name in names for kind in ("values", "replicates", "left_out"))])
         return Trial(candidate, images, kept["latents"], float(kept["seconds"]), kept["found"], *(
-            {name: dict(zip(METRICS, kept[f"{name}_{kind}"], strict=False)) for name in names}
-            for kind in ("values", "replicates")))
+            {name: dict(zip(of, kept[f"{name}_{kind}"], strict=False)) for name in names}  # fewer where some are not known
+            for kind, of in (("values", METRICS + AGAINST_REAL), ("replicates", METRICS), ("left_out", AGAINST_REAL))))
 
     @cached_property
     def backbones(self) -> Mapping[str, torch.nn.Module]:
@@ -235,17 +242,25 @@ def aligned(image: np.ndarray, faces: Sequence) -> np.ndarray | None:
         return None
 
 
-def measure(embeddings: np.ndarray, found: np.ndarray, images: Images) -> tuple[np.ndarray, np.ndarray]:
-    """METRICS of the faces that were found, and their replicates [METRICS, REPLICATES].
+def measure(embeddings: np.ndarray, found: np.ndarray, images: Images, real: tuple[np.ndarray, np.ndarray] | None
+            ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """METRICS of the faces that were found, then AGAINST_REAL; replicates [METRICS, REPLICATES]; left_out [AGAINST_REAL, groups].
 
-    There are none where an identity has lost all of its faces, since replicates could not be compared, or identities are few.
+    There are no replicates where an identity has lost all of its faces, since they could not be compared, or identities are few.
     """
     labels = np.array([f"{i:06}" for i, _ in images.numbers()])[found]
     values = scores.metrics(scores.score_distributions(embeddings, labels))
     replicates = {}
     if len(np.unique(labels)) == images.identities >= scores.MIN_BOOTSTRAP_IDENTITIES:
         replicates = scores.bootstrap(embeddings, labels, REPLICATES)
-    return np.array([values[name] for name in METRICS]), np.array([replicates[name] for name in METRICS if replicates])
+    left_out = {}
+    if real:
+        from utils.evaluation import variety  # only here, since it needs the package prdc
+        figures, left_out = variety.against_real(embeddings, labels, real)
+        values |= figures
+    return (np.array([values[name] for name in (*METRICS, *AGAINST_REAL) if name in values]),
+            np.array([replicates[name] for name in METRICS if replicates]),
+            np.array([left_out[name] for name in AGAINST_REAL if left_out]))
 
 
 def processor(device: torch.device) -> str:

@@ -19,12 +19,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from config import places
+from config.config import Config
 from config.load import load_config
 from experiments.demo import stage
 from experiments.solver_fit import fit
 from experiments.solver_report import Report, choose_reference, is_equivalent
 from experiments.solver_trials import ARMS, Candidate, Images, Laboratory, Trial
+from models.published import backbone_digest, load_backbone
 from utils.diffusion.fitted import FITTED
 from utils.runtime import ranks as distributed
 from utils.runtime.errors import UserError, run_script
@@ -58,13 +63,26 @@ def main() -> None:
     device = distributed.setup(config.device).device
     if options.what == "fit":
         return fit(Laboratory(config, recognisers, device, config.sampling.seed + 1))
-    laboratory = Laboratory(config, recognisers, device, config.sampling.seed)
+    laboratory = Laboratory(config, recognisers, device, config.sampling.seed, real_halves(config, recognisers, device))
     if options.identities > len(laboratory.contexts):
         raise UserError(f"--identities: {options.identities} is more than the {len(laboratory.contexts)} contexts; lower it")
     study = Study(laboratory, options, Report(laboratory, recognisers[0].stem, places.solvers_folder(config), options.docs))
     study.run()
     print(f"written to {study.report.folder}" + ("" if not study.skipped else f"; {len(study.skipped)} trials did not fit into "
           f"{options.minutes:g} minutes (the first: {study.skipped[0]}): run the same command again"))
+
+
+def real_halves(config: Config, recognisers: Sequence[Path], device: torch.device) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """By recogniser, the two halves of the real faces of scores.real, for coverage and recall; none where it is empty."""
+    if not getattr(config.scores, "real", ""):
+        return {}
+    import plot_distributions as stage5
+    found = {}
+    for file in recognisers:
+        scorer = stage5.Scorer(load_backbone(file), backbone_digest(file), device)
+        of_file = replace(config, scores=replace(config.scores, recogniser=str(file)))
+        found[file.stem] = stage5.real_faces(of_file, scorer).halves
+    return found
 
 
 def arguments() -> tuple[argparse.Namespace, list[str]]:

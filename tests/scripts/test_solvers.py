@@ -27,7 +27,7 @@ def trial(steps: int = 10, latents: np.ndarray = BASE, spread: float = 0.0, imag
     noise, sides = np.random.default_rng(1).standard_normal(1000), np.where(np.arange(1000) % 2, 1, -1)
     values = VALUES | changed
     return Trial(Candidate("dpm++", steps), images, latents, 0.1, np.ones(len(images), bool), {WHO: values},
-                 {WHO: {name: values[name] * (1 + 0.1 * noise) + spread * sides for name in METRICS}})
+                 {WHO: {name: values[name] * (1 + 0.1 * noise) + spread * sides for name in METRICS}}, {WHO: {}})
 
 
 # ---- verdicts --------------------------------------------------------------------------------------------------------
@@ -63,8 +63,9 @@ def test_differences_are_paired():
     assert found["fdr"] == pytest.approx((0.2 / 6,) * 3)
     assert found["impostor_mean"] == (0, 0, 0)
     assert found["genuine_mean"][0] == pytest.approx(0.004)
-    assert set(found) == set(MARGINS) and MARGINS == {
-        "fdr": 0.05, "genuine_mean": 0.01, "impostor_mean": 0.01, "genuine_std": 0.05, "fmr100": 0.02}
+    assert set(found) == MARGINS.keys() - {"coverage", "recall"} and MARGINS == {
+        "fdr": 0.05, "genuine_mean": 0.01, "impostor_mean": 0.01, "genuine_std": 0.05, "fmr100": 0.02, "coverage": 0.03,
+        "recall": 0.03}
 
 
 @pytest.mark.parametrize("changed, expected", [
