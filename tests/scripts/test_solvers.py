@@ -138,7 +138,8 @@ def test_the_numbers_are_written_as_they_are_read():
 def small(monkeypatch, tmp_path):
     for name, value in {"PROOF": Images(10, 2), "SCREEN": Images(2, 2), "SOLVERS": ("unipc", "dpm++"), "SPACINGS": ("linspace",),
                         "REFERENCES": (Candidate("dpm++", 4), Candidate("ddim", 3)), "RULES": ("every2",), "OTHERS": (),
-                        "INTERVALS": ((200, 999),), "ANCESTRAL": Candidate("ddpm", 2)}.items():
+                        "INTERVALS": ((200, 999),), "ANCESTRAL": Candidate("ddpm", 2),
+                        "TODAY": Candidate("dpm++", 2, "linspace")}.items():
         monkeypatch.setattr(solvers, name, value)
     return ["--identities", "10", "--images", "2", "--steps", "2,3", "--best", "1", "--arms", "far", f"paths.output={tmp_path}"]
 
@@ -152,7 +153,7 @@ def test_a_small_study_is_done_once_and_its_table_says_what_was_found(small, tmp
     text = (tmp_path / "docs" / "solvers.md").read_text()
     assert text.startswith("Prose.\n") and "old" not in text
     assert "| far | dpm++ default 4 | 10x2 |" in text and "ddpm default 2" in text
-    assert "every2" in text and "200..999" in text and "| far | dpm++ linspace 15 |" in text
+    assert "every2" in text and "200..999" in text and "| far | dpm++ linspace 2 |" in text
     assert (tmp_path / "docs" / "demo" / "solvers.png").stat().st_size > 10_000
     assert "TFLOP" in capsys.readouterr().out
 
