@@ -395,6 +395,21 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_and_the_state_is_from_befor
     assert Session(tmp_path, Budget(steps=40), rows=4).run(validations=2).training.step == 40  # and it can go on
 
 
+def test_weights_that_overflow_unnoticed_by_the_loss_are_never_saved_logged_or_kept(tmp_path):
+    """A buffer, say a batch norm's variance, may become infinite though loss and gradient stay finite."""
+    session = Session(tmp_path, Budget(steps=40), rows=8)
+    session.network.register_buffer("variance", torch.ones(2))
+    def overflow(*_) -> None:
+        if session.training.step == 24:
+            session.network.variance.fill_(math.inf)
+    session.loss.register_forward_pre_hook(overflow)
+    with pytest.raises(UserError, match="is from before step 30, "):
+        session.run(validations=4)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["progress"]["step"] == 20 and state["network"]["variance"].tolist() == [1, 1]
+    assert log(tmp_path, "step")[-1] == ("20",) and session.validated == [10, 20] and session.kept[-1][0] == 20
+
+
 def test_the_loss_is_checked_now_and_then_between_rows(tmp_path):
     session = Session(tmp_path, Budget(steps=1000), rows=1)
     session.loss.register_forward_hook(lambda module, inputs, output: output * math.nan)

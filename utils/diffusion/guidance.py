@@ -55,12 +55,13 @@ SCHEDULES: dict[str, Callable[[float, int, int, tuple[int, int]], float]] = {
 }
 
 
-def guided(rule: str, w: float, schedule: str = "constant", interval: tuple[int, int] = (0, 999)) -> Callable:
+def guided(rule: str, w: float | Tensor, schedule: str = "constant", interval: tuple[int, int] = (0, 999)) -> Callable:
     """The guided prediction by a rule and a schedule; where w(t) = 0 the negative pass is not run.
 
     Args:
         rule, schedule: names in RULES and SCHEDULES.
-        w: guidance scale; 0 is off: the IDiff-Face baseline.
+        w: guidance scale; 0 is off: the IDiff-Face baseline. Or one for each image, [B, 1, 1, 1] on the device: then both
+            passes are always run.
         interval: lowest and highest guided timestep of the schedule `interval`, both included.
     Returns:
         (model, c_pos, c_neg) -> denoise(x_t, t) -> eps [B, C, H, W].
@@ -70,7 +71,7 @@ def guided(rule: str, w: float, schedule: str = "constant", interval: tuple[int,
 
         def denoise(x_t: Tensor, t: int) -> Tensor:
             w_t = SCHEDULES[schedule](w, t, model.T, interval)
-            if w_t == 0:
+            if not isinstance(w_t, Tensor) and w_t == 0:  # a tensor would have to be waited for
                 return model.eps(x_t, t, c_pos)
             return RULES[rule](model, x_t, t, c_pos, c_neg, w_t, state)
 

@@ -14,13 +14,14 @@ KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
 
 
-def gaussian(seed: int, identity: int | Sequence[int], sample: int | Sequence[int], step: int, shape: Sequence[int],
-             device: torch.device | str = "cpu") -> torch.Tensor:
+def gaussian(seed: int, identity: int | Sequence[int] | torch.Tensor, sample: int | Sequence[int] | torch.Tensor, step: int,
+             shape: Sequence[int], device: torch.device | str = "cpu") -> torch.Tensor:
     """Standard normal values, float32: [*shape] for one image, [B, *shape] for B identities and samples.
 
     Args:
         seed: 0 .. 2**64 - 1.
-        identity, sample: which image: sample k of identity i; two numbers, or two sequences of B numbers.
+        identity, sample: which image: sample k of identity i; two numbers, or two sequences of B numbers. Where many steps
+            are drawn on a GPU, int64 tensors that are there already: a copy would wait for the step before.
         step: the timestep t of the noise; T for the prior x_T. All four counters are below 2**32.
         shape: of one image's noise, [C, H, W].
     Returns:

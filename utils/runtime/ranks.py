@@ -66,9 +66,9 @@ class Ranks:
         if self.world_size > 1:
             dist.barrier()
 
-    def sum(self, values: Sequence[float]) -> list[float]:
-        """The element-wise sum of `values` over all ranks."""
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+    def sum(self, values: Sequence[float] | torch.Tensor) -> list[float]:
+        """The element-wise sum of `values` over all ranks; the device is waited for."""
+        total = torch.as_tensor(values, dtype=torch.float64, device=self.device).clone()
         if self.world_size > 1:
             dist.all_reduce(total)
         return total.tolist()

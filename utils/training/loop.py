@@ -23,7 +23,7 @@ from utils.runtime.files import write_csv, write_torch
 from utils.runtime.foreign_arrays import check_sums
 from utils.runtime.ranks import Ranks
 
-CHECK_STEPS = 20  # the loss is fetched from the device, shown and checked once per this many steps
+CHECK_STEPS = 50  # the device is asked for the loss, and whether all was finite, once per this many steps
 SAVE_SECONDS = 300  # the state is saved after each validation, and this long after the last time
 ROWS = 100  # of the log
 WARM_UP, FLAT = 0.02, 0.6  # parts of a training run: the learning rate rises from zero, stays, and falls along a cosine
@@ -104,6 +104,7 @@ class Training:
         self.log: list[dict[str, float]] = []
         self.notes: dict[str, Any] = {}
         self.totals = torch.zeros(3, dtype=torch.float64, device=self.ranks.device)  # loss, gradient norm and steps since a row
+        self.finite = torch.ones((), dtype=torch.bool, device=self.ranks.device)  # all losses and gradients so far
         self.saved = time.monotonic()
         if self.scheduler is None:
             self.scheduler = LambdaLR(self.optimizer, lambda _: flat_then_cosine(self.progress))
@@ -193,7 +194,7 @@ class Training:
 
                 validation_is_due = self._crossed(validations, before) or self.progress >= 1
                 if validation_is_due or self._crossed(self.rows, before) or self.progress >= until:
-                    self._check_finite()
+                    self._check_finite(weights_too=validation_is_due)
                     rate = (self.step - since[0]) * self.images / (time.monotonic() - since[1])
                     self._report(rate, self._validate(validate, keep) if validation_is_due else {})
                     row = ", ".join(f"{name} {value:.4g}" for name, value in self.log[-1].items())
@@ -202,9 +203,8 @@ class Training:
                         bar.write(row)
                     since = self.step, time.monotonic()
                 bar.update(max(0.0, 100 * self.progress - bar.n))
-                if (validation_is_due or self.progress >= until
-                        or self.ranks.agree(time.monotonic() - self.saved > SAVE_SECONDS)):
-                    self._check_finite()
+                if validation_is_due or self.progress >= until or self._save_is_due():
+                    self._check_finite(weights_too=True)
                     self.save()
                 if self.progress >= until:
                     break
@@ -216,6 +216,7 @@ class Training:
         value.backward()
         norms = torch.stack([nn.utils.clip_grad_norm_(network.parameters(), largest) for network, largest in self.clip])
         self.optimizer.step()
+        self.finite &= value.isfinite() & norms.isfinite().all()
         self.totals += torch.stack([value.detach().double(), norms.norm().double(), self.totals.new_ones(())])
 
     def _gather(self) -> None:
@@ -240,7 +241,7 @@ class Training:
     def _report(self, rate: float, columns: dict[str, float]) -> None:
         """Add a row to the log and, after a validation, step a schedule that goes by validations."""
         score = columns.pop("score", None)
-        loss, _, steps = self.ranks.sum(self.totals.tolist())
+        loss, _, steps = self.ranks.sum(self.totals)
         self.log.append({"step": self.step, "minutes": self.seconds / 60, "loss": loss / steps,
                          "learning_rate": self.optimizer.param_groups[0]["lr"], "images_per_second": rate, **columns})
         self.totals.zero_()
@@ -254,10 +255,26 @@ class Training:
     def _crossed(self, parts: int, before: tuple[int, float]) -> bool:
         return self.budget.count(self.step, self.seconds, parts) > self.budget.count(*before, parts)
 
-    def _check_finite(self) -> float:
-        """The mean loss since the last row. Raises UserError, on all ranks alike, where it or a gradient is not finite."""
-        loss, norm, steps = self.ranks.sum(self.totals.tolist())
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+    def _save_is_due(self) -> bool:
+        """Of several ranks all must agree, for which the device is waited for: they ask now and then only."""
+        return ((self.ranks.world_size == 1 or self.step % CHECK_STEPS == 0)
+                and self.ranks.agree(time.monotonic() - self.saved > SAVE_SECONDS))
+
+    def _check_finite(self, weights_too: bool = False) -> float:
+        """The mean loss since the last row: the one place between rows that waits for the device.
+
+        Args:
+            weights_too: check what is about to be saved or validated besides: weights may overflow though no gradient did.
+        Raises:
+            UserError: on all ranks alike, where the loss, a gradient or a weight is not finite any more.
+        """
+        finite = self.finite
+        if weights_too:
+            networks = [part for part in self.parts.values() if isinstance(part, nn.Module)]
+            finite = torch.stack([finite, *(tensor.isfinite().all() for network in networks
+                                            for tensor in network.state_dict().values())]).all()
+        loss, _, steps, faults = self.ranks.sum(torch.cat([self.totals, (~finite).double()[None]]))
+        if faults:
             raise UserError(f"{self.state_file}: is from before step {self.step}, where the loss or its gradient is not finite "
                             f"any more; run again with training.precision=fp32, or {self.fix}")
         return loss / max(steps, 1)
@@ -307,7 +324,7 @@ class Draws:
         return self._mine(torch.randint(high, (self.batch,), generator=self.generator))
 
     def _mine(self, values: torch.Tensor) -> torch.Tensor:
-        return values[self.ranks.rank :: self.ranks.world_size].to(self.ranks.device)
+        return values[self.ranks.rank :: self.ranks.world_size].to(self.ranks.device, non_blocking=True)
 
 
 def batch_rows(items: int, batch: int, seed: int, step: int, ranks: Ranks) -> np.ndarray:
