@@ -38,6 +38,7 @@ from utils.runtime.errors import UserError, run_script
 from utils.runtime.figures import contact_sheet
 from utils.runtime.files import array_digest, file_digest
 from utils.runtime.records import Record
+from utils.runtime.smaller_batches import SmallerBatches, read_smaller_batches
 
 CHOICES = {"negatives.strategy": (*STRATEGIES, "custom"), "guidance.rule": guidance.RULES,
            "guidance.schedule": guidance.SCHEDULES, "sampling.solver": solvers.SOLVERS,
@@ -60,16 +61,17 @@ def main() -> None:
 
     # what is left to draw: an image is always drawn among the same neighbours, so that it is the same to the last bit
     # whatever was done before and however many ranks there are
-    batches = ranks.shard(sampler.batches)
-    files = {image: sampler.file(run, image) for batch in batches for image in batch}
+    batches = ranks.shard(list(enumerate(sampler.batches)))
+    files = {image: sampler.file(run, image) for _, batch in batches for image in batch}
     left = {image for image in tqdm(files, "check what is done", disable=not ranks.is_main, leave=False)
             if not is_complete_png(files[image])}
     ranks.print(f"{run}: {len(files) - len(left)} of this process's {len(files)} images are done")
 
-    with torch.inference_mode(), ImageWriter() as writer, \
+    memory = SmallerBatches(run, ranks.rank, sampling.batch_size)
+    with torch.inference_mode(), ImageWriter(waiting=sampling.batch_size) as writer, \
             tqdm(total=len(left), unit="image", disable=not ranks.is_main, desc="sample") as progress:
-        for batch in (batch for batch in batches if not left.isdisjoint(batch)):
-            for image, pixels in zip(batch, sampler.draw(batch), strict=True):
+        for number, batch in ((number, batch) for number, batch in batches if not left.isdisjoint(batch)):
+            for image, pixels in zip(batch, memory.make(number, partial(sampler.draw, batch)), strict=True):
                 if image in left:
                     writer.write(files[image], pixels)
             progress.update(len(left.intersection(batch)))
@@ -84,6 +86,9 @@ def main() -> None:
         contact_sheet(rows, places.contact_sheet(run))
         print(f"{sampling.identities} identities x {sampling.images_per_identity} images in {places.samples(run)}; "
               f"look at {places.contact_sheet(run)}")
+        if smaller := read_smaller_batches(run):
+            print(f"{len(smaller)} of {len(sampler.batches)} batches were drawn in parts of {min(smaller.values())} images "
+                  f"or more for lack of memory: {run / 'smaller_batches-*.json'}")
     ranks.close()
 
 
@@ -123,17 +128,24 @@ class Sampler:
     def file(self, run: Path, image: tuple[int, int]) -> Path:
         return places.samples(run) / self.ids[image[0]] / f"{image[1]}.png"
 
-    def draw(self, batch: list[tuple[int, int]]) -> np.ndarray:
-        """The images of a batch, uint8 [B, H, W, 3]; it is padded to the full size, so that every batch has the same shape."""
-        identities, numbers = map(list, zip(*batch, *[batch[-1]] * (self.sampling.batch_size - len(batch)), strict=True))
-        noise = partial(gaussian, self.sampling.seed, identities, numbers, shape=self.model.latent_shape, device=self.device)
+    def draw(self, batch: list[tuple[int, int]], size: int) -> np.ndarray:
+        """The images of a batch, uint8 [B, H, W, 3], so many at a time.
+
+        Parts are padded to that size, so that all have the same shape; an image's bytes are a function of it and its place.
+        """
+        return np.concatenate([self._draw_part(batch[start : start + size], size) for start in range(0, len(batch), size)])
+
+    def _draw_part(self, part: list[tuple[int, int]], size: int) -> np.ndarray:
+        identities, numbers = map(list, zip(*part, *[part[-1]] * (size - len(part)), strict=True))
+        images = (torch.tensor(which, device=self.device) for which in (identities, numbers))  # not copied at every step
+        noise = partial(gaussian, self.sampling.seed, *images, shape=self.model.latent_shape, device=self.device)
         negatives = None if self.negatives is None else torch.from_numpy(self.negatives[identities])
         drawn = self.model.images(torch.from_numpy(self.contexts[identities]), negatives, noise, self.guide,
                                   self.sampling.solver, self.timesteps, self.sampling.as_published)
         if not drawn.isfinite().all():
             raise UserError(f"{self.config.model.diffusion}: images of '{self.ids[identities[0]]}' are not finite; set "
                             "sampling.precision=fp32, lower guidance.w, or take other weights")
-        return to_uint8(drawn).cpu().numpy()[: len(batch)]
+        return to_uint8(drawn).cpu().numpy()[: len(part)]
 
 
 def load_model(model, sampling, device: torch.device) -> tuple[LatentDiffusion, list[Path]]:

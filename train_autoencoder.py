@@ -79,7 +79,7 @@ def main() -> None:
         return recogniser.with_early_features(training_faces.of_canvas(images, margin))
 
     def batch_of(numbers: np.ndarray) -> torch.Tensor:
-        images = torch.from_numpy(crops[numbers]).to(ranks.device).permute(0, 3, 1, 2)
+        images = torch.from_numpy(crops[numbers]).to(ranks.device, non_blocking=True).permute(0, 3, 1, 2)
         return normalise(images).contiguous(memory_format=torch.channels_last)
 
     def batches(step: int, with_noise: bool) -> Iterator[tuple[torch.Tensor, ...]]:

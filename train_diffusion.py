@@ -117,17 +117,20 @@ def main() -> None:
     training.restore()
     average.to(ranks.device)
 
+    def to_device(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(ranks.device, non_blocking=True)  # else it waits for the step before
+
     def batches(step: int) -> Iterator[tuple[torch.Tensor, ...]]:
         """x_0, noise, t, contexts as the network sees them, contexts as they are; this rank's share of each step."""
         unet.train()
         while True:
             draws = Draws(settings.seed, step, recipe.batch_size, ranks)
             numbers = batch_rows(len(rows), recipe.batch_size, settings.seed, step, ranks)
-            mirrored = (draws.uniform() < 0.5).cpu().numpy().astype(int)
-            x_0 = torch.from_numpy(latents[mirrored, rows[numbers]].astype(np.float32)).to(ranks.device)
+            mirrored = (draws.uniform_on_host() < 0.5).astype(int)
+            x_0 = to_device(latents[mirrored, rows[numbers]].astype(np.float32))
             noise, t = draws.normal(*latent_shape), draws.integers(len(betas))
-            own = torch.from_numpy(contexts[rows[numbers]]).to(ranks.device)
-            other = torch.from_numpy(contexts[rows[partners.other(numbers, draws.uniform().cpu().numpy())]]).to(ranks.device)
+            own = to_device(contexts[rows[numbers]])
+            other = to_device(contexts[rows[partners.other(numbers, draws.uniform_on_host())]])
             x_0, shown = altered(x_0, own, other, use, draws)
             yield x_0.contiguous(memory_format=torch.channels_last), noise, t, shown, own
             step += 1

@@ -22,6 +22,7 @@ from utils.runtime import ranks
 from utils.runtime.errors import UserError
 from utils.runtime.files import read_json
 from utils.runtime.records import decided
+from utils.runtime.smaller_batches import read_smaller_batches
 
 BATCHES = 2
 CLOSE = 2.0  # grey levels, on average: what another kind of device may differ by
@@ -43,16 +44,18 @@ def verify(arguments: Sequence[str]) -> None:
 
     # images, drawn again
     exact = recorded["device"] == device.type and recorded["sampling.precision"] == sampler.decides["sampling.precision"]
-    batches = random.SystemRandom().sample(sampler.batches, min(number, len(sampler.batches)))
+    smaller = read_smaller_batches(run)  # drawn in parts, for lack of memory
+    batches = dict(random.SystemRandom().sample(list(enumerate(sampler.batches)), min(number, len(sampler.batches))))
     with torch.inference_mode():
-        for batch in batches:
-            for image, pixels in zip(batch, sampler.draw(batch), strict=True):
+        for place, batch in batches.items():
+            size = smaller.get(place, config.sampling.batch_size)
+            for image, pixels in zip(batch, sampler.draw(batch, size), strict=True):
                 file = sampler.file(run, image)
                 difference = np.abs(read_image(file).astype(int) - pixels).mean()
                 if difference > (0 if exact else CLOSE):
                     raise UserError(f"{file}: is not the image that its run draws (they differ by {difference:.3f} grey levels "
                                     "on average); remove it, and run sample.py again")
-    print(f"{sum(map(len, batches))} images drawn again: {'the same bytes' if exact else 'the same to the eye'}")
+    print(f"{sum(map(len, batches.values()))} images drawn again: {'the same bytes' if exact else 'the same to the eye'}")
     check_faces(run)
 
 

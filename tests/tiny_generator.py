@@ -24,7 +24,7 @@ class TinyRecogniser(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
             self.early = nn.Conv2d(3, 8, 16, stride=16)
             self.embedding = nn.Linear(8 * 7 * 7, self.DIMENSION)

@@ -25,13 +25,14 @@ class FakeGPU(TorchDispatchMode):
     Attributes:
         may_leave: whether values may leave the device; they are ones.
         to_host, to_device: how many copies there were; a read of one value counts as a copy.
-        types: of what matrix products, convolutions and attention gave.
+        types: how often matrix products, convolutions and attention gave which type, by (operation, type).
+        blocking: how many of the copies to the device wait for what was begun there before.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
-        self.may_leave, self.to_host, self.to_device, self.types = False, 0, 0, Counter()
+        self.may_leave, self.to_host, self.to_device, self.blocking, self.types = False, 0, 0, 0, Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -39,7 +40,7 @@ class FakeGPU(TorchDispatchMode):
             with self.fake:
                 return func(*args, **kwargs)
         if func is aten.scaled_dot_product_attention.default:  # a GPU's own kernel, of which there is none here
-            self.types[args[0].dtype] += 1
+            self.types["attention", args[0].dtype] += 1
             return torch.empty_like(args[0])
         if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
             with self:  # inference mode hands such operations on whole
@@ -53,12 +54,16 @@ class FakeGPU(TorchDispatchMode):
             return self._leave(args[0], torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype))
         if func is aten.copy_.default and args[0].device.type == "cpu":
             return self._leave(args[1], args[0].fill_(1))
-        self.to_device += func in (aten._to_copy.default, aten.copy_.default) and tensors[-1].device.type == "cpu"
+        if func is aten.index.Tensor and any(index is not None and index.dtype is torch.bool for index in args[1]):
+            return self._leave(args[0], args[0].flatten())  # how many are chosen is a value too
+        if func in (aten._to_copy.default, aten.copy_.default) and tensors[-1].device.type == "cpu":
+            self.to_device += 1
+            self.blocking += not (kwargs.get("non_blocking") or (args[2:] and args[2]))
         args, kwargs = tree_map_only(torch.Tensor, self._as_fake, (args, kwargs))
         with self.fake:
             made = func(*args, **kwargs)
         if func.name().removeprefix("aten::").startswith(HEAVY):
-            self.types[tree_leaves(made)[0].dtype] += 1
+            self.types[func.name().removeprefix("aten::"), tree_leaves(made)[0].dtype] += 1
         return made
 
     def _as_fake(self, tensor: torch.Tensor) -> FakeTensor:
@@ -82,8 +87,13 @@ def fake_gpu() -> Iterator[FakeGPU]:
     lifts = torch._C._only_lift_cpu_tensors()
     with pytest.MonkeyPatch.context() as patch:
         for name, answer in {"is_available": True, "is_bf16_supported": True, "get_device_capability": (9, 0), "device_count": 1,
-                             "set_device": None, "_lazy_init": None, "empty_cache": None}.items():
+                             "set_device": None, "_lazy_init": None, "empty_cache": None,
+                             "mem_get_info": (8 * 10**10, 8 * 10**10)}.items():
             patch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)  # without these autocast switches itself off
+        patch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+        swap = torch.utils.swap_tensors  # by which modules move fake weights; it refuses those that an optimiser has
+        patch.setattr(torch.utils, "swap_tensors",
+                      lambda a, b: None if (a.device, a.dtype) == (b.device, b.dtype) else swap(a, b))
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") is then a copy like any other
         try:
             with FakeGPU() as gpu:

@@ -46,8 +46,8 @@ class OneLayer(nn.Module):
 
 def generator(unet: nn.Module, bf16: bool, prediction: str = "eps") -> LatentDiffusion:
     autoencoder = Autoencoder(**TINY["first_stage"])
-    return LatentDiffusion(unet.eval().requires_grad_(False), autoencoder.requires_grad_(False), linear_betas(), SHAPE, prediction,
-                           CUDA, bf16)
+    return LatentDiffusion(unet.eval().requires_grad_(False), autoencoder.requires_grad_(False), linear_betas(), SHAPE,
+                           prediction, CUDA, bf16)
 
 
 def draw(gpu: FakeGPU, model: LatentDiffusion, guide, solver: str, steps: int, as_published: bool = False) -> int:
@@ -66,7 +66,7 @@ def test_the_network_and_the_first_stage(bf16):
     unet = ConditionalUNet(**COMMON | TINY["unet"] | {"input_channels": SHAPE[0], "context_input_channels": WIDTH})
     with fake_gpu() as gpu, torch.inference_mode():
         assert draw(gpu, generator(unet, bf16), guided("negative", 0.5), "ddim", 1) == COPIES
-    assert set(gpu.types) == {torch.bfloat16 if bf16 else torch.float32} and gpu.types.total() > 100
+    assert {kind for _, kind in gpu.types} == {torch.bfloat16 if bf16 else torch.float32} and gpu.types.total() > 100
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
@@ -77,7 +77,7 @@ def test_every_solver_and_rule(solver, bf16):
         for rule in RULES:
             copies = [draw(gpu, model, guided(rule, 0.5), solver, steps) for steps in STEPS]
             assert copies == [COPIES, COPIES], f"{rule}: copies to the device at every step"
-    assert set(gpu.types) == {torch.bfloat16 if bf16 else torch.float32}
+    assert {kind for _, kind in gpu.types} == {torch.bfloat16 if bf16 else torch.float32}
 
 
 def test_every_schedule_and_a_w_for_each_image():
@@ -125,13 +125,14 @@ def test_sample_py(tmp_path, monkeypatch):
     images = LatentDiffusion.images
     with fake_gpu() as gpu:
         def drawn(*arguments) -> torch.Tensor:
-            gpu.may_leave = False
+            gpu.may_leave, before = False, gpu.to_device
             result = images(*arguments)
+            assert gpu.to_device - before == COPIES
             gpu.may_leave = True
             return result
         monkeypatch.setattr(LatentDiffusion, "images", drawn)
         run(sample, *settings, "device=cuda")
-        assert gpu.to_host == 2 * 3 and gpu.types[torch.bfloat16] > 0  # three batches; the GPU is fast at bf16
-        assert all(count == 0 for kind, count in gpu.types.items() if kind is not torch.bfloat16)
+        assert gpu.to_host == 2 * 3  # three batches
+        assert {kind for _, kind in gpu.types} == {torch.bfloat16}  # the GPU is fast at it
     files = sorted(Path(tmp_path / "gpu" / "samples").glob("*/*.png"))
     assert len(files) == 9 and np.asarray(Image.open(files[0])).shape == (64, 64, 3)

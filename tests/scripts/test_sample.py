@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from PIL import Image
 import create_negative_contexts
 import create_sample_identity_contexts
 import sample
+from experiments import witness
 from models import published, random_weights
 from models.unet import ConditionalUNet
 from tests.running import run
@@ -24,6 +26,7 @@ from utils.diffusion.latent_diffusion import LatentDiffusion
 from utils.diffusion.noise import gaussian
 from utils.identities.contexts import uniform
 from utils.runtime.errors import UserError
+from utils.runtime.smaller_batches import SmallerBatches, read_smaller_batches
 
 ROOT = Path(__file__).parents[2]
 CONTEXTS = 12
@@ -62,11 +65,11 @@ def loaded(weights: Path) -> LatentDiffusion:
                            bf16=False)
 
 
-def command(*arguments: str, torchrun: int = 0) -> list[str]:
+def command(*arguments: str, torchrun: int = 0, script: Sequence[str] = ("sample.py",)) -> list[str]:
     launcher = [sys.executable]
     if torchrun:
         launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={torchrun}", "--standalone"]
-    return [*launcher, "sample.py", *arguments]
+    return [*launcher, *script, *arguments]
 
 
 def environment() -> dict[str, str]:
@@ -158,6 +161,85 @@ def test_two_ranks_draw_the_same_bytes(settings, reference):
     subprocess.run(command(*settings, "paths.run=ranks", torchrun=2), cwd=ROOT, env=environment(), check=True,
                    capture_output=True, timeout=240)
     assert images(settings, "ranks") == reference
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_loses_its_unfinished_batch_alone(settings):
+    """Rank 1 is killed while it draws its third batch: its first is there whole, and no file is torn."""
+    larger = [*settings, "sampling.identities=6", "sampling.images_per_identity=4", "sampling.batch_size=2"]
+    run(sample, *larger, "paths.run=none_died")
+    expected = images(settings, "none_died")
+    died = command(*larger, "paths.run=one_died", torchrun=2, script=("-m", "tests.dying_rank"))
+    ended = subprocess.run(died, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240)
+    assert ended.returncode != 0
+    left = images(settings, "one_died")
+    assert {"000000/2.png", "000000/3.png"} <= left.keys()  # images 0 and 1 are rank 0's, then rank 1's first batch
+    assert not {"000002/2.png", "000002/3.png"} & left.keys()  # its third
+    assert left.items() <= expected.items()
+    run(sample, *larger, "paths.run=one_died")
+    assert images(settings, "one_died") == expected
+
+
+# ---- too little memory -----------------------------------------------------------------------------------------------
+
+def too_little_memory(monkeypatch, most: int) -> list[int]:
+    """A device on which more than `most` images at a time do not fit; the batch sizes that were tried."""
+    tried, draw = [], LatentDiffusion.images
+
+    def images(self, contexts, *arguments):
+        tried.append(len(contexts))
+        if len(contexts) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return draw(self, contexts, *arguments)
+
+    monkeypatch.setattr(LatentDiffusion, "images", images)
+    return tried
+
+
+def test_where_memory_runs_out_the_batch_is_halved_and_the_note_decides_the_bytes(settings, reference, monkeypatch, capsys):
+    run(sample, *settings, "paths.run=twos", "sampling.batch_size=2")
+    twos, folder = images(settings, "twos"), Path(settings[0].removeprefix("paths.output=")) / "halved"
+    tried = too_little_memory(monkeypatch, 2)
+    run(sample, *settings, "paths.run=halved")
+    assert tried == [4, 2, 2, 2, 2, 2]  # one batch of four is tried; three batches of two parts, the last has one image
+    printed = capsys.readouterr().out
+    assert printed.count("out of memory: from here on 2 images are drawn at a time, not 4") == 1
+    assert "3 of 3 batches were drawn in parts of 2 images or more" in printed
+    assert images(settings, "halved") == twos  # a part is what a whole batch of that size would be
+    assert json.loads((folder / "smaller_batches-0.json").read_text()) == {"0": 2, "1": 2, "2": 2}
+
+    monkeypatch.undo()  # there is memory again: what is missing is drawn as its neighbours were, and nothing else is
+    for name in ("000000/1.png", "000002/2.png"):
+        (folder / "samples" / name).unlink()
+    run(sample, *settings, "paths.run=halved")
+    assert images(settings, "halved") == twos
+    witness.verify([str(folder), "3"])
+    assert "9 images drawn again: the same bytes" in capsys.readouterr().out
+
+
+def test_where_one_image_does_not_fit_it_is_an_error(settings, monkeypatch):
+    tried = too_little_memory(monkeypatch, 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        run(sample, *settings, "paths.run=none_fits")
+    assert tried == [4, 2, 1] and not images(settings, "none_fits")
+
+
+def test_the_host_s_lack_of_memory_counts_and_other_errors_do_not(tmp_path):
+    memory, sizes = SmallerBatches(tmp_path, 0, 5), []
+
+    def make(size: int) -> str:
+        sizes.append(size)
+        if size > 2:
+            torch.empty(2**62, dtype=torch.uint8)
+        return "made"
+
+    assert memory.make(7, make) == "made" and sizes == [5, 3, 2]
+    assert SmallerBatches(tmp_path, 1, 5).noted == {7: 2}  # another rank, another run
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        memory.make(8, lambda size: torch.zeros(2) @ torch.zeros(3))
+    (tmp_path / "smaller_batches-1.json").write_text('{"3": 0}')
+    with pytest.raises(UserError, match="smaller_batches-1.json: is damaged"):
+        read_smaller_batches(tmp_path)
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from utils.diffusion.noise import WORD, philox
 ROUNDS, HIGHEST_BIN, BINS = 4, 16, 31
 
 # Name -> (the parameter at the highest bin, by image width; whether it has a sign; the operation on [B, 3, H, W] uint8).
+# Where two versions exist, the one that does not read values of the device.
 OPERATIONS: dict[str, tuple[Callable[[int], float], bool, Callable[[Tensor, float], Tensor]]] = {
     "Identity": (lambda width: 0.0, False, lambda images, value: images),
     "ShearX": (lambda width: 0.3, True, lambda images, value: TF.affine(
@@ -33,7 +34,7 @@ OPERATIONS: dict[str, tuple[Callable[[int], float], bool, Callable[[Tensor, floa
     "Posterize": (lambda width: 4.0, False, lambda images, value: TF.posterize(images, 8 - round(value))),
     "Solarize": (lambda width: 255.0, False, lambda images, value: TF.solarize(images, 255.0 - value)),
     "AutoContrast": (lambda width: 0.0, False, lambda images, value: TF2.autocontrast(images)),
-    "Equalize": (lambda width: 0.0, False, lambda images, value: TF.equalize(images)),
+    "Equalize": (lambda width: 0.0, False, lambda images, value: TF2.equalize(images)),
     "Grayscale": (lambda width: 0.0, False, lambda images, value: TF.rgb_to_grayscale(images, 3)),
 }
 

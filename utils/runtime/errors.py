@@ -108,7 +108,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, UserError):
         return 2, str(error)
     message = _first_line(error)
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return 2, f"out of memory ({message or type(error).__name__}); {LESS_MEMORY}"
     if isinstance(error, OSError) and error.errno is not None:
         return 2, f"{_file_of(error)}: {error.strerror}; {FIXES.get(error.errno, f'check that file and its disk, then {AGAIN}')}"
@@ -203,7 +203,8 @@ def _first_line(error: BaseException) -> str:
     return lines[-1 if is_of_worker else 0][:LONGEST]
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory has run out, of the device or of the host."""
     if isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
     words = "out of memory|can't allocate memory|not enough memory|insufficient memory|std::bad_alloc"

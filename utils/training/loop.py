@@ -320,6 +320,10 @@ class Draws:
     def uniform(self) -> torch.Tensor:
         return self._mine(torch.rand(self.batch, generator=self.generator))
 
+    def uniform_on_host(self) -> np.ndarray:
+        """What `uniform` would give, for the host's own choices: fetching it back would wait for the step before."""
+        return torch.rand(self.batch, generator=self.generator)[self.ranks.rank :: self.ranks.world_size].numpy()
+
     def integers(self, high: int) -> torch.Tensor:
         return self._mine(torch.randint(high, (self.batch,), generator=self.generator))
 

@@ -30,8 +30,8 @@ def held_out_scores(model: LatentDiffusion, contexts: np.ndarray, embeddings_of:
     numbers = np.tile(np.arange(IMAGES), len(contexts))
     images, embeddings = [], []
     for part in np.array_split(np.arange(len(labels)), -(-len(labels) // BATCH)):
-        noise = partial(gaussian, seed, *(torch.from_numpy(n[part]).to(model.device) for n in (labels, numbers)), shape=model.latent_shape,
-                        device=model.device)
+        which = (torch.from_numpy(names[part]).to(model.device) for names in (labels, numbers))
+        noise = partial(gaussian, seed, *which, shape=model.latent_shape, device=model.device)
         images.append(model.images(torch.from_numpy(contexts[labels[part]]), None, noise, unguided, SOLVER, STEPS))
         with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=model.dtype is torch.bfloat16):
             embeddings.append(embeddings_of(images[-1]).float().cpu())
