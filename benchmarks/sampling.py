@@ -1,6 +1,6 @@
 """Speed of negative-guided sampling: the published algorithm beside ours, full-size network, one run, one device.
 
-    python -m benchmarks.sampling [--batch 50] [--steps 3] [--device auto]
+    python -m benchmarks.sampling [--batch 50] [--steps 3] [--size published] [--device auto]
 
 Published: two eager fp32 calls a step, the context repeated for every image, attention as separate products and softmax.
 Ours: what sample.py does, in fp32 and in bf16. Random weights: the speed does not depend on them.
@@ -14,29 +14,31 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.sizes import build
+from models.sizes import SIZES, build
 from utils.runtime import ranks as distributed
 
-LATENT, CONTEXT = (3, 32, 32), 512
+CONTEXT = 512
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=50, help="images denoised together")
     parser.add_argument("--steps", type=int, default=3, help="timed steps, after one that is not")
+    parser.add_argument("--size", default="published", choices=tuple(SIZES), help="of the network")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     arguments = parser.parse_args()
     device = distributed.setup(arguments.device).device
     batch = arguments.batch
 
     torch.manual_seed(0)
-    unet = build("published", CONTEXT)[0].eval().to(device)
-    x_t, t = torch.randn(batch, *LATENT, device=device), torch.full((batch,), 500, device=device)
+    unet = build(arguments.size, CONTEXT)[0].eval().to(device)
+    latent = SIZES[arguments.size]["first_stage"]["code_channels"], *[SIZES[arguments.size]["image_size"] // 4] * 2
+    x_t, t = torch.randn(batch, *latent, device=device), torch.full((batch,), 500, device=device)
     c_pos, c_neg = (torch.nn.functional.normalize(torch.randn(batch, CONTEXT, device=device)) for _ in range(2))
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         unet(x_t[:1], t[:1], c_pos[:1])
     gflop = counter.get_total_flops() / 1e9
-    print(f"{torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU'}, {torch.get_num_threads()} threads, "
+    print(f"{name_of(device)}, {torch.get_num_threads()} threads, "
           f"torch {torch.__version__}; one call of one image: {gflop:.1f} GFLOP; batch {batch}, w = 0.5")
     rates = {dtype: matrix_rate(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
     print(f"measured matrix rate: fp32 {rates[torch.float32] / 1e12:.3g}, bf16 {rates[torch.bfloat16] / 1e12:.3g} TFLOP/s")
@@ -83,6 +85,10 @@ def measure(step: Callable[[], torch.Tensor], steps: int, device: torch.device) 
                 torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - begin)
     return sorted(seconds[1:])[len(seconds[1:]) // 2], peak_memory(device)
+
+
+def name_of(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.sampling import matrix_rate, peak_memory, reset_peak
+from benchmarks.sampling import matrix_rate, name_of, peak_memory, reset_peak
 from models.backbones import BACKBONES
 from models.margin_heads import CosFace
 from utils.faces.packed import FaceReader
@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=512, help="images a step")
     parser.add_argument("--steps", type=int, default=50, help="timed steps")
     parser.add_argument("--images", type=int, default=20_000, help="packed faces")
+    parser.add_argument("--no-compile", action="store_true", help="leave the compiled row out")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     arguments = parser.parse_args()
     ranks = distributed.setup(arguments.device)
@@ -41,8 +42,7 @@ def main() -> None:
 
     flop = count_flop(BACKBONES[arguments.backbone](0.4))
     rates = {bf16: matrix_rate(torch.bfloat16 if bf16 else torch.float32, device) for bf16 in (False, True)}
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}; "
+    print(f"{name_of(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}; "
           f"{arguments.backbone}, {flop / 1e9:.1f} GFLOP an image forward and backward, "
           f"batch {batch}; matrix rate fp32 {rates[False] / 1e12:.3g}, bf16 {rates[True] / 1e12:.3g} TFLOP/s")
 
@@ -61,7 +61,8 @@ def main() -> None:
         for kind in ("none", "flip", "randaugment"):
             rate, peak = measure(batches(kind), lambda faces, labels: None, device)
             print(f"| loader alone, from {where}, augmentation {kind} | {rate:,.0f} | | {peak / 1e9:.1f} |")
-        for name, bf16, compiled in (("fp32", False, False), ("bf16", True, False), ("bf16, compiled", True, True)):
+        for name, bf16, compiled in (("fp32", False, False), ("bf16", True, False), ("bf16, compiled", True, True))[
+                : 2 if arguments.no_compile else 3]:
             step = training_step(arguments.backbone, device, bf16, compiled)
             rate, peak = measure(batches("randaugment"), step, device)
             share = rate * flop / rates[bf16]

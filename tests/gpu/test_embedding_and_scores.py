@@ -44,7 +44,8 @@ def test_scores_are_counted_on_the_device():
         patch.setattr(scores, "BLOCK", 4)
         gpu.may_leave = True
         counted = scores.score_distributions(embeddings, labels, CUDA)
-        assert counted.genuine_counts.shape == (scores.BINS,) and gpu.to_host == 2 * 3 + 2 * 3  # three diagonal blocks; each kind: counts, two moments
+        assert counted.genuine_counts.shape == (scores.BINS,)
+        assert gpu.to_host == 2 * 3 + 2 * 3  # three diagonal blocks; of each kind counts and two moments
         scores.most_similar_identities(embeddings, labels, CUDA)
     with fake_gpu() as gpu, pytest.raises(AssertionError, match="waits for the device"):
         scores.score_distributions(embeddings, labels, CUDA)  # the rehearsal would have noticed
