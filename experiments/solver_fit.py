@@ -4,6 +4,7 @@ At each step the teacher's next x is regressed on x_t and all predictions of x_0
 solver of any order is such a weighted sum. The timesteps are searched one at a time among the teacher's (as in USF,
 arXiv 2312.07243). The images are of another seed than those that are measured, and of w = 0 and both kinds of guidance.
 """
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -145,5 +146,9 @@ def source(entries: Mapping[int, Sequence[Sequence[float]]]) -> str:
     """utils/diffusion/fitted.py with these numbers."""
     lines = [f'"""{written.__doc__}"""', "FITTED: dict[int, tuple[tuple[float, ...], ...]] = {"]
     for steps, numbers in entries.items():
-        lines += [f"    {steps}: (", *(f"        ({', '.join(map(repr, row))})," for row in numbers), "    ),"]
+        lines += [f"    {steps}: (", *(wrapped(f"({', '.join(map(repr, row))}),") for row in numbers), "    ),"]
     return "\n".join([*lines, "}", ""])
+
+
+def wrapped(row: str) -> str:
+    return textwrap.fill(row, 128, initial_indent=8 * " ", subsequent_indent=9 * " ")
