@@ -92,6 +92,11 @@ def fr_folder(config: Config) -> Path:
     return run_folder(config) / "fr" / (config.fr.name or f"{config.fr.head}-{config.fr.backbone}")
 
 
+def fr_folders(run: Path) -> list[Path]:
+    """The recognisers that were trained on a run, by name."""
+    return sorted(folder for folder in (run / "fr").glob("*") if folder.is_dir())
+
+
 def packed_faces(config: Config, digest: str) -> Path:
     """The faces that a recogniser is trained on, named by what is in them; runs on the same faces share the file."""
     return fr_folder(config).parent / f"faces-{digest[:16]}.npy"
@@ -103,6 +108,10 @@ def verification_file(backbone: Path, digest: str, config: Config) -> Path:
     if backbone.name == "backbone.safetensors" and backbone.resolve().is_relative_to(output.resolve()):
         return backbone.with_name("verification.json")
     return output / "verification" / f"{backbone.stem}-{digest[:8]}" / "verification.json"
+
+
+def report(folder: Path) -> Path:
+    return folder / "report.html"
 
 
 # ---- stage 0 and the experiments -------------------------------------------------------------------------------------

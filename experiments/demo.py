@@ -6,7 +6,8 @@ Settings go to every stage; run again after a stop, it goes on.
     python -m experiments.demo
     python -m experiments.demo paths.run=w1 guidance.w=1
 
-Writes  <output>/demo/<run>/ (instead of demo: paths.run) for w = 0 and for each strategy, <output>/demo/scores/<recogniser>/
+Writes  <output>/demo/<run>/ (instead of demo: paths.run) for w = 0 and for each strategy, <output>/demo/scores/<recogniser>/,
+        <output>/demo/report.html
 """
 import importlib
 import sys
@@ -36,11 +37,12 @@ def main() -> None:
     # a real training run, as far as a laptop takes it in a minute or two
     stage("train_fr", "fr.epochs=2", "fr.images_per_identity=4", "training.compile=false", *given, f"paths.run={name}/far")
 
+    stage("report", *folders, *given)
+
     scores = places.scores(Path(config.paths.output) / name, config)
-    print(f"\nDone. Look at {scores}: faces.png, the same identities with and without\n"
-          "negative contexts; distributions.png and table.md, their scores beside the paper's;\n"
-          f"and at curves.png in {Path(config.paths.output) / name}/far/fr, of the CosFace ResNet-50 trained on Far-Neg's "
-          "faces.")
+    print(f"\nDone. Open {places.report(Path(config.paths.output) / name)} in a browser: the same identities with and without\n"
+          "negative contexts, their scores beside the paper's, and how all of it was made.\n"
+          f"The same as files: faces.png, distributions.png and table.md in {scores}.")
 
 
 def stage(script: str, *arguments: str) -> None:
