@@ -38,8 +38,9 @@ COUNTS = ("genuine_pairs", "impostor_pairs", "identities", "images")
 
 
 def main() -> None:
-    names = [argument for argument in sys.argv[1:] if "=" not in argument and not argument.startswith("-")]
-    sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in names]
+    given = list(zip(sys.argv, sys.argv[1:], strict=False))  # each with what stands before it
+    names = [name for before, name in given if "=" not in name and not name.startswith("-") and before != "--preset"]
+    sys.argv[1:] = [argument for before, argument in given if argument not in names or before == "--preset"]
     config = load_config(__doc__, reads=("paths", "scores"))
     folders = [find(name, config) for name in names or [os.path.relpath(places.run_folder(config), config.paths.output)]]
     together = Path(os.path.commonpath([folder.parent for folder in folders])) if len(folders) > 1 else folders[0]

@@ -8,7 +8,7 @@ let opened;
 const visible = () => wall.filter(face => face.offsetParent);
 function enlarge(face) {
   const same = faces.filter(one => one.dataset.key === face.dataset.key);
-  title.textContent = face.firstElementChild.alt.split(", ").slice(0, 2).join(", ");
+  title.textContent = face.firstElementChild.alt.slice(0, -2 - face.dataset.run.length);
   large.replaceChildren(...same.map(one => {
     const figure = document.createElement("figure"), caption = document.createElement("figcaption");
     caption.textContent = one.dataset.run;

@@ -1,0 +1,183 @@
+"""report.py: one page of runs, whatever the files in them are called and say."""
+import json
+import os
+import shlex
+from dataclasses import asdict
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import report
+from config import places
+from config.load import load_config, resolve
+from tests.reporting.tiny_runs import HOSTILE, IMAGES, PEOPLE, REASON, write_run, write_runs
+from tests.running import run
+from utils.evaluation.scores import ScoreDistributions
+from utils.reporting import charts
+from utils.reporting.gathering import Stage
+from utils.runtime.errors import UserError
+from utils.runtime.files import write_json
+
+
+class Page(HTMLParser):
+    """Every element's name and attributes, and all text outside of scripts and styles."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.elements, self.text, self._inside = [], "", ""
+        self.feed(file.read_text(encoding="utf-8", errors="replace"))
+
+    def handle_starttag(self, tag, attributes):
+        self._inside = tag
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        if self._inside not in ("script", "style"):
+            self.text += f" {data}"
+
+    def all(self, tag: str) -> list[dict]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("output")
+
+
+@pytest.fixture(scope="module")
+def page(output) -> Page:
+    run(report, *write_runs(output), f"paths.output={output}")
+    return Page(output / "set" / "report.html")
+
+
+def test_what_files_say_is_text_and_nothing_else(page):
+    assert len(page.all("script")) == 1
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on") or name == "onerror"]
+    assert not [attributes for attributes in page.all("b") + page.all("i") if attributes.get("id") == "reason"]
+    assert {attributes["src"][:23] for attributes in page.all("img")} == {"data:image/webp;base64,"}
+    for name in HOSTILE:
+        assert name in page.text and f"identity {name}, image 0, w0" in [attributes["alt"] for attributes in page.all("img")]
+    assert REASON in page.text and "<i>2" in page.text and "49" not in HOSTILE[2]
+
+
+def test_nothing_outside_of_the_runs_is_shown(page, output):
+    """A list of failures that names another folder's image shows a placeholder."""
+    assert "../../elsewhere" in page.text
+    assert not [attributes for attributes in page.all("img") if "elsewhere" in attributes["alt"]]
+
+
+def test_the_same_identities_in_every_run_and_w_0_first(page):
+    alts = [attributes["alt"] for attributes in page.all("img")]
+    for name in ("w0", "close", "far"):
+        assert sum(alt.endswith(f", {name}") for alt in alts) >= len(PEOPLE) * IMAGES
+    text = " ".join(page.text.split())
+    assert "12 identities, 6 images of each" in text
+    assert "without a negative context and with far and close negatives at w = 0.5" in text
+
+
+def test_the_metrics_and_the_papers_rows(page, output):
+    metrics = {name: json.loads((output / "set" / name / "scores/recogniser/metrics.json").read_text()) for name in ("w0", "far")}
+    text = " ".join(page.text.split())
+    assert f"{metrics['w0']['fdr']:.2f} → {metrics['far']['fdr']:.2f}" in text.replace("  ", " ")
+    assert f"{metrics['far']['fdr'] / metrics['w0']['fdr']:.2f}" in text and "7.250" in text and "vendi" in text
+    assert "paper: far 0.039 0.078 0.179 0.019 0.059 5.69 2.34 0.361 0.131" in text
+    assert "87.65" in text and "paper: NegFaceDiff (CASIA) 98.98" in text
+    assert f"cosine {metrics['far']['most_similar_identities'][2]:.3f}" in text
+    assert "6 of 219 images failed" in text
+
+
+def test_the_same_runs_make_the_same_page(output, page):
+    before = (output / "set/report.html").read_bytes()
+    run(report, "set/w0", "set/close", str(output / "set/far"), f"paths.output={output}")
+    again = (output / "set/report.html").read_bytes()
+    run(report, "set/far", "set/close", "set/w0", f"paths.output={output}")
+    assert (output / "set/report.html").read_bytes() == before != again
+
+
+def test_missing_stages_say_how_to_run_them(tmp_path):
+    for k in range(2):
+        (tmp_path / "mine/samples/a").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64), "red").save(tmp_path / f"mine/samples/a/{k}.png")
+    run(report, "mine", f"paths.output={tmp_path}", "--preset", "paper_casia")
+    text = Page(tmp_path / "mine/report.html").text
+    for script in ("align", "plot_distributions", "train_fr", "verify_fr"):
+        assert f"python {script}.py paths.run=mine" in text
+
+
+def test_an_unknown_run_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="nowhere: is no run in"):
+        run(report, "nowhere", f"paths.output={tmp_path}")
+
+
+@pytest.mark.parametrize("metrics", [[], {"fdr": "<b>", "intervals": {"fdr": ["x", {}], "eer": 3}, "most_similar_identities": "abc"},
+                                     {"fdr": 0, "most_similar_identities": ["../..", None, "high"], "variety": [1]}])
+def test_metrics_that_are_none(tmp_path, metrics):
+    write_run(tmp_path, "odd", 1.0, {})
+    write_json(tmp_path / "odd/scores/recogniser/metrics.json", metrics)
+    run(report, "odd", f"paths.output={tmp_path}")
+    assert len(Page(tmp_path / "odd/report.html").all("script")) == 1
+
+
+@pytest.mark.slow
+def test_thousands_of_identities_stay_below_15_mb(tmp_path):
+    """Pictures of noise, which nothing compresses, are sampled and not cut short."""
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    for name in ("w0", "far"):
+        for i in range(2000):
+            folder = tmp_path / name / "samples" / f"{i:06d}"
+            folder.mkdir(parents=True)
+            for k in range(6):
+                os.link(tmp_path / "noise.png", folder / f"{k}.png")
+    run(report, "w0", "far", f"paths.output={tmp_path}")
+    page = Page(tmp_path / "report.html")
+    assert 5e6 < (tmp_path / "report.html").stat().st_size < 15e6
+    assert "of 2,000 identities" not in page.text and "2,000 identities" in page.text
+    assert len(page.all("img")) >= 60 and not [one for one in page.all("span") if one.get("class") == "face lost"]
+
+
+@pytest.mark.parametrize("arguments", [
+    {}, {"guidance.w": "0", "paths.run": "a b's"}, {"guidance.schedule": "interval", "guidance.interval": "200,800"},
+    {"sampling.as_published": "true", "sampling.solver": "ddim", "negatives.pool": "7", "model.diffusion": "data/a $HOME"}])
+@pytest.mark.parametrize("preset", ["demo", "paper_casia"])
+def test_commands_give_the_settings_back(arguments, preset):
+    config = load_config("", arguments=["--preset", preset, *(f"{name}={value}" for name, value in arguments.items())])
+    words = shlex.split(Stage("sample", {"config": json.loads(json.dumps(asdict(config)))}, Path(), Path()).command())
+    assert words[:2] == ["python", "sample.py"] and load_config("", arguments=words[2:]) == config
+
+
+def test_a_density_is_one_and_keeps_its_mean():
+    counts = np.zeros(200_000, np.int64)
+    counts[[120_000, 150_000]] = 300, 100  # cosines 0.2 and 0.5
+    density = charts.density(counts, 0.13)
+    x = np.linspace(-1, 1, 401)[1::2]
+    assert density.sum() * 0.01 == pytest.approx(1, abs=1e-6)
+    assert (x * density).sum() * 0.01 == pytest.approx(0.275, abs=0.006)
+
+
+def test_the_chart_shows_rates_at_the_place_of_the_eer():
+    genuine, impostor = np.zeros(200_000, np.int64), np.zeros(200_000, np.int64)
+    genuine[[130_000, 170_000]], impostor[[90_000, 140_000]] = (10, 90), (90, 10)
+    one = ScoreDistributions(genuine, impostor, np.float64(0.66), np.float64(0.12), np.float64(-0.05), np.float64(0.15))
+    chart = charts.distributions([("w0", 0, one)])
+    row = [column[chart["start"]] for column in chart["values"]["rows"][0]]
+    assert 0.3 <= float(chart["values"]["x"][chart["start"]]) <= 0.4 and row[2:] == ["10.0%", "10.0%"]
+
+
+def test_labels_do_not_cover_one_another():
+    placed = charts.labels([(f"run{i}", i, 0.5 + 0.01 * i, 0.3) for i in range(6)])
+    tops = sorted(label["top"] for label in placed)
+    assert len(placed) == 6 and min(np.diff(tops)) >= 100 * charts.LABEL[1] - 1e-6
+
+
+def test_ticks_are_round_and_whole_for_epochs():
+    assert charts.ticks(-0.4, 1.0) == [0.0, 0.5, 1.0]
+    assert charts.ticks(1, 2, whole=True) == [1, 2]
+
+
+def test_places_are_the_houses(tmp_path):
+    config = resolve({"preset": "demo"}, {"paths.output": str(tmp_path)})
+    assert places.report(tmp_path) == tmp_path / "report.html" and places.run_folder(config).is_relative_to(tmp_path)
