@@ -18,6 +18,7 @@ from tests.running import run
 from utils.evaluation.scores import ScoreDistributions
 from utils.reporting import charts
 from utils.reporting.gathering import Stage
+from utils.reporting.page import digits
 from utils.runtime.errors import UserError
 from utils.runtime.files import write_json
 
@@ -112,8 +113,9 @@ def test_an_unknown_run_is_one_line(tmp_path):
         run(report, "nowhere", f"paths.output={tmp_path}")
 
 
-@pytest.mark.parametrize("metrics", [[], {"fdr": "<b>", "intervals": {"fdr": ["x", {}], "eer": 3}, "most_similar_identities": "abc"},
-                                     {"fdr": 0, "most_similar_identities": ["../..", None, "high"], "variety": [1]}])
+@pytest.mark.parametrize("metrics", [
+    [], {"fdr": "<b>", "intervals": {"fdr": ["x", {}], "eer": 3}, "most_similar_identities": "abc"},
+    {"fdr": 0, "most_similar_identities": ["../..", None, "high"], "variety": [1]}])
 def test_metrics_that_are_none(tmp_path, metrics):
     write_run(tmp_path, "odd", 1.0, {})
     write_json(tmp_path / "odd/scores/recogniser/metrics.json", metrics)
@@ -135,8 +137,8 @@ def test_thousands_of_identities_stay_below_15_mb(tmp_path):
     run(report, "w0", "far", f"paths.output={tmp_path}")
     page = Page(tmp_path / "report.html")
     assert 5e6 < (tmp_path / "report.html").stat().st_size < 15e6
-    assert "of 2,000 identities" not in page.text and "2,000 identities" in page.text
-    assert len(page.all("img")) >= 60 and not [one for one in page.all("span") if one.get("class") == "face lost"]
+    assert "of 2,000 identities, evenly spaced by name" in page.text
+    assert len(page.all("img")) >= 20 * 2 * IMAGES and not [one for one in page.all("span") if one.get("class") == "face lost"]
 
 
 @pytest.mark.parametrize("arguments", [
@@ -171,6 +173,11 @@ def test_labels_do_not_cover_one_another():
     placed = charts.labels([(f"run{i}", i, 0.5 + 0.01 * i, 0.3) for i in range(6)])
     tops = sorted(label["top"] for label in placed)
     assert len(placed) == 6 and min(np.diff(tops)) >= 100 * charts.LABEL[1] - 1e-6
+
+
+def test_numbers_as_text():
+    assert [digits(value, 2) for value in (-0.001, -1.5, 1234.5, float("nan"), "<b>", None)] == [
+        "0.00", "\N{MINUS SIGN}1.50", "1,234.50", "", "", ""]
 
 
 def test_ticks_are_round_and_whole_for_epochs():

@@ -66,6 +66,8 @@ def test_make_demo_runs_every_stage(tmp_path, monkeypatch):
     fdr = {row.split(" | ")[0].strip("| "): float(row.split(" | ")[6]) for row in rows}
     assert min(fdr[strategy] for strategy in ("null", "close", "rand", "mid", "far")) > fdr["w0"] > 0.5
     assert (tmp_path / "demo/far/fr/cosface-mobilefacenet/backbone.safetensors").is_file()
+    page = (tmp_path / "demo/report.html").read_text(encoding="utf-8")
+    assert all(f'alt="identity 000007, image 2, {run}"' in page for run in fdr) and f"{fdr['far']:.2f}" in page
 
 
 def test_the_files_are_small_and_have_a_card():

@@ -8,7 +8,7 @@ import numpy as np
 from utils.evaluation.scores import ScoreDistributions, error_rates
 
 WIDTH, HEIGHT = 1000, 400  # of the SVG's own coordinates, which stretch with the page
-LABEL = 0.013, 0.06  # width of a letter and height of a line, as parts of the plot on a desktop
+LABEL = 0.015, 0.06  # width of a letter and height of a line, as parts of the plot on a desktop
 SCORE = "cosine similarity"
 POINTS = 200  # of a density, over the cosines from -1 to 1
 

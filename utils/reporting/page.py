@@ -18,7 +18,8 @@ LABELS = {"eer": "EER", "fmr100": "FMR100", "fmr1000": "FMR1000", "fdr": "FDR", 
 
 def digits(value: Any, places: int = 3) -> str:
     """A number as text; empty where it is none."""
-    return "" if math.isnan(number(value)) else f"{value:,.{places}f}"
+    rounded = round(number(value), places) + 0.0  # never -0.000
+    return "" if math.isnan(rounded) else f"{rounded:,.{places}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def render(page: Mapping[str, Any]) -> str:
