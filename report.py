@@ -34,7 +34,8 @@ from verify_fr import PAPER_COLUMNS as PAPER_BENCHMARKS
 
 SEPARATION = ("eer", "fmr100", "fmr1000", "impostor_mean", "impostor_std", "fdr", "ratio")
 VARIETY = ("genuine_mean", "genuine_std")  # and whatever else there is in metrics.json but for
-COUNTS = ("genuine_pairs", "impostor_pairs", "identities", "images")
+COUNTS = ("genuine_pairs", "impostor_pairs", "identities", "images", "vendi_images")
+REAL = "real_"  # before the name of what real faces have
 
 
 def main() -> None:
@@ -81,10 +82,11 @@ def read(folders: Sequence[Path], together: Path, config: Config) -> list[Run]:
 
 def metric_table(runs: Sequence[Run], config: Config) -> dict:
     """Each run's metrics, below it the paper's row of its kind; whatever a run knows of variety beside separation."""
-    first, rows, names = runs[0], [], [*VARIETY]
+    first, rows, names, real = runs[0], [], [*VARIETY], {}
     for run in (run for run in runs if run.metrics):
         groups = [run.metrics, *(value for name, value in run.metrics.items() if name not in ("intervals", "versions"))]
         values = {name: number(value) for group in groups for name, value in table(group).items()}
+        real |= {name.removeprefix(REAL): values.pop(name) for name in list(values) if name.startswith(REAL)}
         names += [name for name, value in values.items() if name not in (*names, *SEPARATION, *COUNTS) and not math.isnan(value)]
         limits = {name: list(map(number, pair)) for name, pair in table(run.metrics.get("intervals")).items()
                   if isinstance(pair, list) and len(pair) == 2}
@@ -97,8 +99,9 @@ def metric_table(runs: Sequence[Run], config: Config) -> dict:
         if of_paper:
             ratio = {"ratio": PAPER[of_paper][-1] / PAPER[base][-1]} if base and run is not first else {}
             rows[-1]["paper_fdr"] = PAPER[of_paper][-1]
-            rows.append({"run": None, "name": of_paper, "values": dict(zip(COLUMNS, PAPER[of_paper], strict=True)) | ratio,
-                         "limits": {}})
+            rows.append({"run": None, "name": f"paper: {of_paper}", "limits": {},
+                         "values": dict(zip(COLUMNS, PAPER[of_paper], strict=True)) | ratio})
+    rows += [{"run": None, "name": "real faces", "values": real, "limits": {}}] if real else []
     ours = sorted((row for row in rows if row["run"] and row["run"] is not first), key=lambda row: -row["values"].get("fdr", 0))
     best = (rows[0], ours[0]) if ours and first.unguided and rows[0]["run"] is first else None
     return {"rows": rows, "separation": list(SEPARATION), "variety": names, "best": best}

@@ -13,7 +13,8 @@ from markupsafe import Markup
 from utils.reporting.gathering import number
 
 ROOM = Path(__file__).parent
-LABELS = {"eer": "EER", "fmr100": "FMR100", "fmr1000": "FMR1000", "fdr": "FDR", "ratio": "FDR ratio"}
+LABELS = {"eer": "EER", "fmr100": "FMR100", "fmr1000": "FMR1000", "fdr": "FDR", "ratio": "FDR ratio", "vendi": "Vendi score",
+          "frechet": "Fréchet distance"}
 
 
 def digits(value: Any, places: int = 3) -> str:
