@@ -15,6 +15,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from config import places
@@ -94,8 +95,7 @@ def metric_table(runs: Sequence[Run], config: Config) -> dict:
             values["ratio"] = values.get("fdr", math.nan) / (number(first.metrics.get("fdr")) or math.nan)
             limits["ratio"] = ratio_interval(*(places.scores(one.folder, config) for one in (first, run)))
         rows.append({"run": run, "name": run.name, "values": values, "limits": limits})
-        of_paper, base = (kind(one.folder) if {"sample", "align"} & {stage.script for stage in one.stages} else None
-                          for one in (run, first))
+        of_paper, base = row_of_paper(run), row_of_paper(first)
         if of_paper:
             ratio = {"ratio": PAPER[of_paper][-1] / PAPER[base][-1]} if base and run is not first else {}
             rows[-1]["paper_fdr"] = PAPER[of_paper][-1]
@@ -105,6 +105,13 @@ def metric_table(runs: Sequence[Run], config: Config) -> dict:
     ours = sorted((row for row in rows if row["run"] and row["run"] is not first), key=lambda row: -row["values"].get("fdr", 0))
     best = (rows[0], ours[0]) if ours and first.unguided and rows[0]["run"] is first else None
     return {"rows": rows, "separation": list(SEPARATION), "variety": names, "best": best}
+
+
+def row_of_paper(run: Run) -> str | None:
+    """The row of the paper's table that a run corresponds to; None where there is none, or its records do not tell."""
+    with suppress(UserError, LookupError, TypeError):
+        return kind(run.folder)
+    return None
 
 
 def verification_table(runs: Sequence[Run]) -> list[Mapping]:

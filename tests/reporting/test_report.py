@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 import report
-from config import places
-from config.load import load_config, resolve
+from config.load import load_config
 from tests.reporting.tiny_runs import HOSTILE, IMAGES, PEOPLE, REASON, write_run, write_runs
 from tests.running import run
 from utils.evaluation.scores import ScoreDistributions
@@ -100,9 +99,9 @@ def test_the_same_runs_make_the_same_page(output, page):
 
 
 def test_missing_stages_say_how_to_run_them(tmp_path):
-    for k in range(2):
-        (tmp_path / "mine/samples/a").mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (64, 64), "red").save(tmp_path / f"mine/samples/a/{k}.png")
+    folder = tmp_path / "mine/samples" / os.fsdecode(b"caf\xe9")  # a name that is not UTF-8
+    folder.mkdir(parents=True)
+    Image.new("RGB", (64, 64), "red").save(folder / "0.png")
     run(report, "mine", f"paths.output={tmp_path}", "--preset", "paper_casia")
     text = Page(tmp_path / "mine/report.html").text
     for script in ("align", "plot_distributions", "train_fr", "verify_fr"):
@@ -122,6 +121,24 @@ def test_metrics_that_are_none(tmp_path, metrics):
     write_json(tmp_path / "odd/scores/recogniser/metrics.json", metrics)
     run(report, "odd", f"paths.output={tmp_path}")
     assert len(Page(tmp_path / "odd/report.html").all("script")) == 1
+
+
+@pytest.mark.parametrize("file", ["run.json", "aligned/align.json", "scores/recogniser/scores.json", "fr/a/verification.json"])
+@pytest.mark.parametrize("record", [[], {"config": 3, "decides": [], "versions": "x", "per_cent": [1]}, {
+    "config": {"preset": [], "paths": 1, "guidance": {"w": {}}, "negatives": {"strategy": ["<b>"]}, "sampling": None},
+    "decides": {"a": [[]]}}])
+def test_records_that_are_none(tmp_path, file, record):
+    write_json(write_run(tmp_path, "odd", 1.0, {}) / file, record)
+    run(report, "odd", f"paths.output={tmp_path}")
+    assert len(Page(tmp_path / "odd/report.html").all("script")) == 1
+
+
+def test_a_damaged_log_is_one_line(tmp_path):
+    log = write_run(tmp_path, "odd", 1.0, {}) / "fr/a/log.csv"
+    log.parent.mkdir(parents=True)
+    log.write_text('loss\n"' + "9" * 200_000)
+    with pytest.raises(UserError, match="log.csv: is not a readable log"):
+        run(report, "odd", f"paths.output={tmp_path}")
 
 
 @pytest.mark.slow
@@ -184,8 +201,3 @@ def test_numbers_as_text():
 def test_ticks_are_round_and_whole_for_epochs():
     assert charts.ticks(-0.4, 1.0) == [0.0, 0.5, 1.0]
     assert charts.ticks(1, 2, whole=True) == [1, 2]
-
-
-def test_places_are_the_houses(tmp_path):
-    config = resolve({"preset": "demo"}, {"paths.output": str(tmp_path)})
-    assert places.report(tmp_path) == tmp_path / "report.html" and places.run_folder(config).is_relative_to(tmp_path)

@@ -16,6 +16,7 @@ from config.load import from_record, resolve
 from utils.faces.folders import identity_folders
 from utils.runtime.errors import UserError
 from utils.runtime.files import read_json
+from utils.runtime.foreign_arrays import reading
 
 # of each stage, the groups of settings that it reads
 GROUPS = {"create_sample_identity_contexts": ("contexts",), "create_negative_contexts": ("contexts", "negatives"),
@@ -151,10 +152,10 @@ def grouped(values: Sequence[tuple[str, str, Any]]) -> list[tuple[str, list]]:
 
 
 def training_log(file: Path) -> list[dict[str, float]]:
-    """The rows of a training log, without what is no number in them; none where there is no log."""
+    """The rows of a training log, without what is no number in them; none where there is no log. Raises UserError."""
     rows: list[dict[str, float]] = []
     if file.is_file():
-        with open(file, encoding="utf-8", errors="replace", newline="") as opened:
+        with reading(file, "a readable log", "delete it"), open(file, encoding="utf-8", errors="replace", newline="") as opened:
             for texts in csv.DictReader(opened):
                 rows.append({})
                 for name, text in texts.items():
