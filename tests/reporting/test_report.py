@@ -15,6 +15,7 @@ from config.load import load_config
 from tests.reporting.tiny_runs import HOSTILE, IMAGES, PEOPLE, REASON, write_run, write_runs
 from tests.running import run
 from utils.evaluation.scores import ScoreDistributions
+from utils.faces.aligned import write_list
 from utils.reporting import charts
 from utils.reporting.gathering import Stage
 from utils.reporting.page import digits
@@ -74,7 +75,7 @@ def test_the_same_identities_in_every_run_and_w_0_first(page):
     for name in ("w0", "close", "far"):
         assert sum(alt.endswith(f", {name}") for alt in alts) >= len(PEOPLE) * IMAGES
     text = " ".join(page.text.split())
-    assert "12 identities, 6 images of each" in text
+    assert "12 identities, 6 images of each" in text and "The people in these pictures do not exist." in text
     assert "without a negative context and with far and close negatives at w = 0.5" in text
 
 
@@ -106,6 +107,24 @@ def test_missing_stages_say_how_to_run_them(tmp_path):
     text = Page(tmp_path / "mine/report.html").text
     for script in ("align", "plot_distributions", "train_fr", "verify_fr"):
         assert f"python {script}.py paths.run=mine" in text
+
+
+def test_faces_of_ones_own(tmp_path):
+    """Nothing was sampled: the photographs that were aligned are shown, and those that failed."""
+    photos, aligned = tmp_path / "photos", tmp_path / "mine" / "aligned"
+    for file in (photos / "p/0.jpg", photos / "p/1.jpg", aligned / "p/0.png"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (300, 200), "red").save(file)
+    write_list(aligned, "failures", {("p", "1.jpg"): "no face"})
+    write_list(aligned, "sources", {("p", "0.jpg"): "0", ("p", "1.jpg"): "0"})
+    write_json(aligned / "align.json", {"decides": {"align.images": str(photos)}, "config": {"align": {"images": "photos"}}})
+    run(report, "mine", f"paths.output={tmp_path}")
+    page = Page(tmp_path / "mine/report.html")
+    assert [attributes["alt"] for attributes in page.all("img")] == [
+        "identity p, image 0, mine", "identity p, image 1, mine", "identity p, image 1.jpg, mine"]
+    text = " ".join(page.text.split())
+    assert "1 identity, 2 images of each." in text and "1 of 2 images failed" in text
+    assert "python align.py align.images=photos" in text and "do not exist" not in text
 
 
 def test_an_unknown_run_is_one_line(tmp_path):
