@@ -123,7 +123,7 @@ def extract(settings: Contexts, device: str) -> tuple[list[str], np.ndarray]:
     from utils.recognition.extraction import extract
     from utils.runtime import ranks
 
-    backbone, chosen = load_backbone(settings.recogniser), ranks.setup(device).device
+    backbone, chosen = load_backbone(settings.recogniser), ranks.alone(device)
     return extract(settings.faces, lambda images: embed(backbone, images, chosen, read=read_unaligned), settings.per)
 
 

@@ -61,7 +61,7 @@ def main() -> None:
     if not config.scores.recogniser:
         raise UserError("scores.recogniser: is empty; give the weights of a recogniser, not that of the contexts")
     folders = places.run_folders(config)
-    device = distributed.setup(config.device).device
+    device = distributed.alone(config.device)
 
     # score every run that has no scores yet
     backbone = load_backbone(config.scores.recogniser, "scores.recogniser")

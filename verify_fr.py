@@ -48,7 +48,7 @@ COLUMNS = (*BENCHMARKS, "mean", *FAR)
 
 def main() -> None:
     config = load_config(__doc__, reads=("paths", "verify", "fr"))
-    settings, device = config.verify, distributed.setup(config.device).device
+    settings, device = config.verify, distributed.alone(config.device)
     if not (settings.lfw_pairs or settings.bins or settings.ijbc):
         raise UserError("verify: no benchmark is given; set verify.bins, verify.lfw_pairs with verify.lfw_faces, or "
                         "verify.ijbc")

@@ -6,11 +6,21 @@ import sys
 import time
 
 import pytest
+import torch
 
 from tests.faults.processes import is_alive, wait_until
-from utils.runtime.ranks import die_with_parent
+from utils.runtime.errors import UserError
+from utils.runtime.ranks import alone, die_with_parent
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
+
+
+def test_a_stage_of_one_process_refuses_torchrun(monkeypatch):
+    assert alone("cpu") == torch.device("cpu")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(sys, "argv", ["/somewhere/verify_fr.py"])
+    with pytest.raises(UserError, match="torchrun: verify_fr.py runs in one process; start it with python"):
+        alone("cpu")
 
 
 def _sleep(pipe) -> None:

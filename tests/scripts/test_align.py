@@ -106,6 +106,21 @@ def test_running_again_leaves_done_and_failed_images_alone_and_selects_anew(run,
     assert len(failures(aligned)) == 3
 
 
+@pytest.mark.slow
+def test_two_ranks_leave_the_same_bytes(run, images, monkeypatch):
+    monkeypatch.setattr(align, "BATCH", 2)
+    aligned, _ = run()
+    output = images.parent / "out"
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "tests.tiny_align",
+                    "device=cpu", f"paths.output={output}", "paths.run=ranks", f"align.images={images}", "align.processes=1",
+                    "align.keep_images=2"], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True,
+                   timeout=240)
+    ranks = output / "ranks" / "aligned"
+    assert len(faces(aligned)) == 6 and faces(ranks) == faces(aligned)
+    for name in ("failures", "sources", "kept"):
+        assert (ranks / f"{name}.csv").read_text() == (aligned / f"{name}.csv").read_text()
+
+
 def test_half_a_face_is_made_again_and_new_images_are_added(run, images):
     aligned, _ = run()
     whole = faces(aligned)

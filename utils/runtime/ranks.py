@@ -112,6 +112,17 @@ def setup(device: str = "auto") -> Ranks:
     return Ranks(rank, world_size, chosen)
 
 
+def alone(device: str = "auto") -> torch.device:
+    """The device of a stage that runs in one process.
+
+    Raises:
+        UserError: torchrun started several, which would write the same files; else as `setup`.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError(f"torchrun: {os.path.basename(sys.argv[0])} runs in one process; start it with python")
+    return setup(device).device
+
+
 def die_with_parent() -> None:
     """End this process at once when the one that started it ends, however that ends (Linux; nothing elsewhere).
 
