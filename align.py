@@ -23,17 +23,16 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from config import places
 from config.load import load_config
 from utils.faces.aligned import keep, merge, read_list, write_kept, write_list, write_lists
 from utils.faces.detection import DETECTOR, FaceBatches, in_processes
 from utils.faces.folders import contents, identity_folders, other_files
-from utils.faces.image_writer import ImageWriter, is_complete_png
-from utils.faces.template import TEMPLATES, warp
+from utils.faces.image_writer import ImageWriter, is_complete_png, png_size
+from utils.faces.template import SIZE, TEMPLATES, warp
 from utils.runtime import ranks as distributed
 from utils.runtime.errors import UserError, run_script
+from utils.runtime.progress import StageBar, announce
 from utils.runtime.records import Record
 
 BATCH = 64  # images detected together
@@ -73,7 +72,8 @@ def main() -> None:
     work = FaceBatches(batches, partial(warp, template=TEMPLATES[settings.template]), settings.minimum_face / 128,
                        ranks.device)
     failed, done, saved = {}, {}, time.monotonic()
-    progress = tqdm(total=sum(map(len, batches)), unit="image", disable=not ranks.is_main, desc="align")
+    announce("align", len(left), "images", aligned, png_size(SIZE), ranks=ranks)
+    progress = StageBar(total=sum(map(len, batches)), unit="image", disable=not ranks.is_main, desc="align")
     with ImageWriter() as writer, progress:
         for batch, results in zip(batches, in_processes(work, settings.processes, ranks.device), strict=True):
             for image, result in zip(batch, results, strict=True):

@@ -33,6 +33,7 @@ from utils.runtime import ranks as distributed
 from utils.runtime.errors import UserError, run_script
 from utils.runtime.figures import montage, save_figure
 from utils.runtime.files import read_json, read_npz, write_json, write_npz, write_text
+from utils.runtime.progress import announce
 from utils.runtime.records import Record, State, decided, versions
 
 # NegFaceDiff (arXiv 2508.09661), its table of score distributions:
@@ -52,6 +53,7 @@ FEW_PAIRS = 10_000  # a run of fewer genuine pairs is plotted in wider bins, whi
 FACES = (4, 6)  # identities and images of each in the picture of all runs
 REPLICATES = 1000  # of the identities, for the 90% intervals
 BOOTSTRAP_IDENTITIES = 1000  # at most: the paper's subset; resampling takes time with their square
+FACE_SIZE, HISTOGRAMS_SIZE = 3000, 3.3e6  # bytes: a face's embedding (512-d) and path; two histograms
 ALIGN = "run align.py with another paths.run, which writes that record too"
 LFW_FOLDERS = ("lfw", "lfw-deepfunneled", "lfw_funneled")  # what LFW is called where it is unpacked
 
@@ -97,6 +99,7 @@ def score(run: Path, config: Config, backbone: torch.nn.Module, device: torch.de
     if record.begin(config=asdict(config)) is State.DONE:
         return scores.read_distributions(folder / "histograms.npz"), read_json(folder / "metrics.json")
 
+    announce("scores", len(faces), "faces", folder, FACE_SIZE + HISTOGRAMS_SIZE / len(faces), files=5)
     embeddings = embed(backbone, faces, device, template)
     distributions = scores.score_distributions(embeddings, labels, device)
     metrics = scores.metrics(distributions)

@@ -29,7 +29,7 @@ from models import published
 from utils.diffusion import guidance, solvers, spacings
 from utils.diffusion.latent_diffusion import LatentDiffusion, to_uint8
 from utils.diffusion.noise import gaussian
-from utils.faces.image_writer import ImageWriter, is_complete_png
+from utils.faces.image_writer import ImageWriter, is_complete_png, png_size
 from utils.identities import contexts as identity_contexts
 from utils.identities import negatives as negative_contexts
 from utils.identities.negatives import STRATEGIES
@@ -37,6 +37,7 @@ from utils.runtime import ranks as distributed
 from utils.runtime.errors import UserError, run_script
 from utils.runtime.figures import contact_sheet
 from utils.runtime.files import array_digest, file_digest
+from utils.runtime.progress import StageBar, announce
 from utils.runtime.records import Record
 from utils.runtime.smaller_batches import SmallerBatches, read_smaller_batches
 
@@ -67,9 +68,10 @@ def main() -> None:
             if not is_complete_png(files[image])}
     ranks.print(f"{run}: {len(files) - len(left)} of this process's {len(files)} images are done")
 
+    announce("sample", len(left), "images", places.samples(run), png_size(sampler.image_size), ranks=ranks)
     memory = SmallerBatches(run, ranks.rank, sampling.batch_size)
     with torch.inference_mode(), ImageWriter(waiting=sampling.batch_size) as writer, \
-            tqdm(total=len(left), unit="image", disable=not ranks.is_main, desc="sample") as progress:
+            StageBar(total=len(left), unit="image", disable=not ranks.is_main, desc="sample") as progress:
         for number, batch in ((number, batch) for number, batch in batches if not left.isdisjoint(batch)):
             for image, pixels in zip(batch, memory.make(number, partial(sampler.draw, batch)), strict=True):
                 if image in left:
@@ -96,6 +98,7 @@ class Sampler:
     """Contexts, negatives and the model of a config, and what they draw.
 
     Attributes:
+        image_size: width of the images, in pixels.
         decides: what decides the images, for the run's record.
         batches: of (identity, sample), every one that the config asks for.
     """
@@ -112,6 +115,7 @@ class Sampler:
             self.negatives = negative_contexts.read(places.negatives_file(config), self.ids, self.contexts.shape[1], digest)
         self.model, weights = load_model(config.model, config.sampling, device)
         identity_contexts.check_contexts(file, self.ids, self.contexts, dimension=self.model.unet.context_emb.in_features)
+        self.image_size = self.model.latent_shape[-1] * self.model.autoencoder.factor
         self.guide = guidance.guided(**asdict(config.guidance))
         self.timesteps = spacings.timesteps(self.sampling.spacing, self.sampling.solver, self.sampling.steps, self.model.betas)
         self.decides = {f"guidance.{name}": value for name, value in asdict(config.guidance).items()} | {

@@ -11,12 +11,18 @@ Writes  <output>/demo/<run>/ (instead of demo: paths.run) for w = 0 and for each
 """
 import importlib
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from config import places
 from config.load import load_config
 from experiments.experiment import STRATEGIES
 from utils.runtime.errors import run_script
+from utils.runtime.progress import in_time
+
+# Seconds of a stage that is longer than one second, on two CPU cores with AVX-512 and bfloat16.
+SECONDS = {"sample": 16, "align": 4, "plot_distributions": 7, "train_fr": 21}
 
 
 def main() -> None:
@@ -25,17 +31,23 @@ def main() -> None:
     name = config.paths.run or "demo"
 
     # the same contexts and the same noise in each run
-    stage("create_sample_identity_contexts", *given)
-    stage("sample", *given, "guidance.w=0", f"paths.run={name}/w0")
+    stages = [("create_sample_identity_contexts", *given), ("sample", *given, "guidance.w=0", f"paths.run={name}/w0")]
     for strategy in STRATEGIES:
-        stage("create_negative_contexts", *given, f"negatives.strategy={strategy}")
-        stage("sample", *given, f"negatives.strategy={strategy}", f"paths.run={name}/{strategy}")
+        stages += [("create_negative_contexts", *given, f"negatives.strategy={strategy}"),
+                   ("sample", *given, f"negatives.strategy={strategy}", f"paths.run={name}/{strategy}")]
     folders = [f"{name}/{run}" for run in ("w0", *STRATEGIES)]
-    for folder in folders:
-        stage("align", *given, f"paths.run={folder}")
-    stage("plot_distributions", *given, f"scores.overlay={','.join(folders)}")
-    # a real training run, as far as a laptop takes it in a minute or two
-    stage("train_fr", "fr.epochs=2", "fr.images_per_identity=4", "training.compile=false", *given, f"paths.run={name}/far")
+    stages += [("align", *given, f"paths.run={folder}") for folder in folders]
+    stages += [("plot_distributions", *given, f"scores.overlay={','.join(folders)}"),
+               # a real training run, as far as a laptop takes it in a minute or two
+               ("train_fr", "fr.epochs=2", "fr.images_per_identity=4", "training.compile=false", *given, f"paths.run={name}/far")]
+
+    took: list[tuple[str, float]] = []
+    for number, (script, *arguments) in enumerate(stages, start=1):
+        left = seconds_left([script for script, *_ in stages], took)
+        print(f"\n[stage {number} of {len(stages)}, about {in_time(left)} left]", end="")
+        began = time.monotonic()
+        stage(script, *arguments)
+        took.append((script, time.monotonic() - began))
 
     stage("report", *folders, *given)
 
@@ -43,6 +55,15 @@ def main() -> None:
     print(f"\nDone. Open {places.report(Path(config.paths.output) / name)} in a browser: the same identities with and without\n"
           "negative contexts, their scores beside the paper's, and how all of it was made.\n"
           f"The same as files: faces.png, distributions.png and table.md in {scores}.")
+
+
+def seconds_left(scripts: Sequence[str], took: Sequence[tuple[str, float]]) -> float:
+    """What the scripts after those that are done will take: as long as they took in this run; those that had no turn yet
+    their SECONDS, as much longer or shorter as the others were."""
+    longest = {script: max(seconds for other, seconds in took if other == script) for script, _ in took}
+    known = SECONDS.keys() & longest.keys()
+    speed = sum(longest[script] for script in known) / sum(SECONDS[script] for script in known) if known else 1
+    return sum(longest.get(script, SECONDS.get(script, 1) * speed) for script in scripts[len(took):])
 
 
 def stage(script: str, *arguments: str) -> None:

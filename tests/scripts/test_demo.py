@@ -56,18 +56,30 @@ def test_faces_are_found(drawn):
 
 
 @pytest.mark.slow
-def test_make_demo_runs_every_stage(tmp_path, monkeypatch):
+def test_make_demo_runs_every_stage(tmp_path, monkeypatch, capsys):
     small = ("sampling.identities=8", "sampling.images_per_identity=3", "sampling.steps=6", "fr.backbone=mobilefacenet",
              "fr.images_per_identity=3", "fr.batch_size=8", "fr.epochs=1",
              "sampling.precision=fp32")  # the same faces on every kind of processor
     monkeypatch.setattr("sys.argv", ["demo", f"paths.output={tmp_path}", "device=cpu", *small])
     demo.main()
+    assert "[stage 20 of 20, about" in capsys.readouterr().out
     rows = (tmp_path / "demo/scores/recogniser/table.md").read_text().splitlines()[2:]
     fdr = {row.split(" | ")[0].strip("| "): float(row.split(" | ")[6]) for row in rows}
     assert min(fdr[strategy] for strategy in ("null", "close", "rand", "mid", "far")) > fdr["w0"] > 0.5
     assert (tmp_path / "demo/far/fr/cosface-mobilefacenet/backbone.safetensors").is_file()
     page = (tmp_path / "demo/report.html").read_text(encoding="utf-8")
     assert all(f'alt="identity 000007, image 2, {run}"' in page for run in fdr) and f"{fdr['far']:.2f}" in page
+
+
+def test_minutes_left_follow_what_this_machine_took():
+    scripts = ["negatives", "sample", "sample", "align", "train_fr"]
+    seconds = demo.SECONDS
+    assert demo.seconds_left(scripts, []) == 1 + 2 * seconds["sample"] + seconds["align"] + seconds["train_fr"]
+    assert demo.seconds_left(scripts, [("negatives", 9.0)]) == 2 * seconds["sample"] + seconds["align"] + seconds["train_fr"]
+    slow = [("negatives", 9.0), ("sample", 3.0 * seconds["sample"])]  # a machine three times slower
+    assert demo.seconds_left(scripts, slow) == 3 * (seconds["sample"] + seconds["align"] + seconds["train_fr"])
+    done = [*slow, ("sample", 0.5)]  # one that was there already makes nothing shorter
+    assert demo.seconds_left(scripts, done) == 3 * (seconds["align"] + seconds["train_fr"])
 
 
 def test_the_files_are_small_and_have_a_card():

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from utils.faces.aligned import read_aligned
 from utils.faces.template import SIZE
 from utils.runtime.errors import UserError
 from utils.runtime.files import atomic_write, read_npz, require_file, write_npz
+from utils.runtime.progress import StageBar, announce
 from utils.runtime.records import Record, State
 
 READERS = 8  # threads that decode images; decoding releases the interpreter
@@ -50,6 +50,7 @@ def pack(folders: Mapping[str, Sequence[Path]], file: Path, digest: str) -> None
     if record.begin() is State.DONE:
         return
     images = [path for paths in folders.values() for path in paths]
+    announce("packing", len(images), "faces", file, 3 * SIZE**2, files=1)
     write_npz(file.with_suffix(".index.npz"),
               labels=np.repeat(np.arange(len(folders)), [len(paths) for paths in folders.values()]),
               identities=np.array(list(folders)),
@@ -57,7 +58,7 @@ def pack(folders: Mapping[str, Sequence[Path]], file: Path, digest: str) -> None
     with atomic_write(file) as temporary, open(temporary, "wb") as array, ThreadPoolExecutor(READERS) as pool:
         header = {"descr": "|u1", "fortran_order": False, "shape": (len(images), SIZE, SIZE, 3)}
         np.lib.format.write_array_header_1_0(array, header)
-        with tqdm(total=len(images), desc="packing", unit="image") as bar:
+        with StageBar(total=len(images), desc="packing", unit="image") as bar:
             for start in range(0, len(images), BLOCK):
                 for image in pool.map(read_aligned, images[start : start + BLOCK]):
                     array.write(image.tobytes())

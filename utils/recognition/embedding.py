@@ -7,12 +7,12 @@ import cv2
 import numpy as np
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from utils.faces.aligned import read_aligned
 from utils.faces.images import read_image
 from utils.faces.template import ARCFACE, SIZE, TEMPLATES
 from utils.recognition.augmentation import normalise
+from utils.runtime.progress import StageBar
 
 BATCH = {"cuda": 256, "cpu": 16}  # with more on a CPU, activations pass glibc's 32 MB, beyond which all memory is fetched anew
 
@@ -51,7 +51,7 @@ def embed(backbone: torch.nn.Module, faces: Sequence, device: torch.device, temp
     shift = round((ARCFACE - TEMPLATES[template])[0, 0]) if getattr(backbone, "on_arcface", False) else 0
     batch_size = BATCH[device.type]
     embeddings = None  # one array from the start: small ones kept between large freed ones make memory grow
-    with ThreadPoolExecutor(4) as threads, tqdm(total=len(faces), desc="embed", unit="face", delay=1) as progress:
+    with ThreadPoolExecutor(4) as threads, StageBar(total=len(faces), desc="embed", unit="face", delay=1) as progress:
         def load(start: int) -> list:
             return [threads.submit(read, face) for face in faces[start : start + batch_size]]
 

@@ -35,6 +35,7 @@ from utils.recognition.embedding import embed, read_unaligned
 from utils.runtime.errors import UserError
 from utils.runtime.files import atomic_write, file_digest, read_names, read_npz, text_digest, write_npz
 from utils.runtime.foreign_arrays import reading
+from utils.runtime.progress import StageBar
 from utils.runtime.ranks import Ranks
 from utils.runtime.records import Record, State
 
@@ -144,7 +145,7 @@ def _landmarks(files: Sequence[Path], cache_file: Path, digest: str, minimum_fac
     batches = [files[i : i + BATCH] for i in range(len(reasons), len(files), BATCH)]
     work = FaceBatches(batches, _landmarks_alone, minimum_face, device)
     saved = time.monotonic()
-    with tqdm(total=len(files), initial=len(reasons), unit="image", desc="find faces", disable=not batches) as progress:
+    with StageBar(total=len(files), initial=len(reasons), unit="image", desc="find faces", disable=not batches) as progress:
         for batch, results in zip(batches, in_processes(work, 0, device), strict=True):
             for result in results:
                 if not isinstance(result, str):
@@ -217,7 +218,7 @@ def crops(faces: TrainingFaces, cache: Path, size: int, margin: int) -> np.ndarr
 
     def write(temporary: Path) -> None:
         array = open_array(temporary, np.uint8, (len(faces.files), size, size, 3))
-        with ThreadPoolExecutor(READERS) as threads, tqdm(total=len(array), desc="cut faces out", unit="face") as bar:
+        with ThreadPoolExecutor(READERS) as threads, StageBar(total=len(array), desc="cut faces out", unit="face") as bar:
             for start in range(0, len(array), AHEAD):
                 for number, face in enumerate(threads.map(cut, range(start, min(start + AHEAD, len(array)))), start):
                     array[number] = face

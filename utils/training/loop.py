@@ -16,11 +16,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
-from tqdm import tqdm
 
 from utils.runtime.errors import UserError
 from utils.runtime.files import write_csv, write_torch
 from utils.runtime.foreign_arrays import check_sums
+from utils.runtime.progress import StageBar, announce
 from utils.runtime.ranks import Ranks
 
 CHECK_STEPS = 50  # the device is asked for the loss, and whether all was finite, once per this many steps
@@ -177,7 +177,8 @@ class Training:
         # each rank's batch norms keep their own statistics, rank 0's are saved: as published
         replica = loss if self.ranks.world_size == 1 else DistributedDataParallel(loss, broadcast_buffers=False)
         clock, first_step, since = time.monotonic() - self.seconds, self.step, (self.step, time.monotonic())
-        with tqdm(total=100, initial=100 * self.progress, unit="%", disable=not self.ranks.is_main, desc=self.name,
+        self._announce(until)
+        with StageBar(total=100, initial=100 * self.progress, unit="%", disable=not self.ranks.is_main, desc=self.name,
                   bar_format="{desc}: {n:.1f}% |{bar}| {elapsed}<{remaining}{postfix}", mininterval=1) as bar:
             for batch in batches(self.step):
                 self._update(replica, batch)
@@ -208,6 +209,17 @@ class Training:
                     self.save()
                 if self.progress >= until:
                     break
+
+    def _announce(self, until: float) -> None:
+        """What is left of the budget, and the room for the state (which is written anew beside the last one) and the weights."""
+        budget, state = self.budget, self.state_file.stat().st_size
+        left = (until - self.progress) * (budget.minutes or budget.steps)
+        weights = sum(weight.nbytes for group in self.optimizer.param_groups for weight in group["params"])
+        if not self.optimizer.state:  # it will hold averages of the gradients: Adam two for each weight
+            state += weights * (2 if "betas" in self.optimizer.defaults else 1)
+        if self.ranks.is_main:
+            announce(self.name, left, "minutes" if budget.minutes else "updates", self.state_file.parent,
+                     (2 * state + 2 * weights) / left, files=4)
 
     def _update(self, loss: nn.Module, batch: tuple) -> None:
         seed_step(self.seed, self.step, self.ranks.rank)
