@@ -7,6 +7,7 @@ Writes  <run>/aligned/<identity>/<image>.png  112 x 112 RGB
         <run>/aligned/kept.csv                identity, image: the first align.keep_images faces of the first
                                               align.keep_identities identities that have enough
         <run>/aligned/align.json              settings and versions
+        <run>/aligned/README.md               a dataset card, where the images are the run's own samples
 
     python align.py
     python align.py align.images=data/my-photos paths.run=my-photos
@@ -26,6 +27,7 @@ from pathlib import Path
 from config import places
 from config.load import load_config
 from utils.faces.aligned import keep, merge, read_list, write_kept, write_list, write_lists
+from utils.faces.dataset_card import write_cards
 from utils.faces.detection import DETECTOR, FaceBatches, in_processes
 from utils.faces.folders import contents, identity_folders, other_files
 from utils.faces.image_writer import ImageWriter, is_complete_png, png_size
@@ -105,6 +107,7 @@ def main() -> None:
                  for identity, images in folders.items()}
         kept = keep(faces, settings.keep_identities, settings.keep_images)
         write_kept(aligned, kept)
+        write_cards(run)
         print(closing_line(aligned, faces, len(outputs), kept, settings.keep_images)
               + (f"; {len(others)} other files are no images by their names" if others else ""))
     ranks.close()

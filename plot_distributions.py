@@ -2,6 +2,7 @@
 
 Reads   <run>/aligned/ (stage 4), a recogniser other than the one that made the contexts
 Writes  <run>/scores/<recogniser>/: embeddings.npz, histograms.npz, metrics.json, distributions.png
+        the figures in the dataset cards of samples and aligned faces
         with scores.overlay: <folder of its runs>/scores/<recogniser>/distributions.png, table.md and faces.png (the
         same identities in every run)
 
@@ -27,6 +28,7 @@ from config.load import load_config
 from models.published import backbone_digest, load_backbone
 from utils.evaluation import scores
 from utils.faces.aligned import read_kept
+from utils.faces.dataset_card import write_cards
 from utils.faces.folders import listing, select
 from utils.recognition.embedding import embed
 from utils.runtime import ranks as distributed
@@ -79,6 +81,8 @@ def main() -> None:
             save_figure(figure, target / "faces.png")
     save_figure(plot(results), target / "distributions.png")
     print(table)
+    for folder in folders:
+        write_cards(folder)  # with these figures
     for folder, (_, metrics) in results.items():
         a, b, cosine = metrics["most_similar_identities"]
         print(f"{folder.name}: most similar identities {a} and {b}, cosine of their means {cosine:.3f}")

@@ -1,7 +1,7 @@
 """Stage 3: draw the identities' images from the diffusion model, each pushed away from its negative context.
 
 Reads   <output>/contexts/<name>.npz and <name>.negatives-<strategy>.npz (stages 1 and 2), the weights of config `model`
-Writes  <run>/samples/<identity>/<k>.png, <run>/contact_sheet.png, <run>/run.json
+Writes  <run>/samples/<identity>/<k>.png and a dataset card, README.md; <run>/contact_sheet.png, <run>/run.json
 
     python sample.py
     python sample.py --preset paper_casia guidance.w=0.5 sampling.solver=ddim sampling.steps=200
@@ -29,6 +29,7 @@ from models import published
 from utils.diffusion import guidance, solvers, spacings
 from utils.diffusion.latent_diffusion import LatentDiffusion, to_uint8
 from utils.diffusion.noise import gaussian
+from utils.faces.dataset_card import write_cards
 from utils.faces.image_writer import ImageWriter, is_complete_png, png_size
 from utils.identities import contexts as identity_contexts
 from utils.identities import negatives as negative_contexts
@@ -86,6 +87,7 @@ def main() -> None:
         rows = [[sampler.file(run, (i, k)) for k in range(min(SHEET_COLUMNS, sampling.images_per_identity))]
                 for i in range(min(SHEET_ROWS, sampling.identities))]
         contact_sheet(rows, places.contact_sheet(run))
+        write_cards(run)
         print(f"{sampling.identities} identities x {sampling.images_per_identity} images in {places.samples(run)}; "
               f"look at {places.contact_sheet(run)}")
         if smaller := read_smaller_batches(run):
