@@ -87,11 +87,15 @@ def test_the_card_says_how_the_set_was_made_and_what_was_measured(folder):
     write_cards(folder)
     assert "of people who do not exist" in text(folder) and "6 synthetic face images of 3 identities, 8 x 8 px" in text(folder)
     assert "Labeled Faces in the Wild" in text(folder) and f"| first stage, decoder | `{'4' * 64}` |" in text(folder)
+    assert "by NegFaceDiff's sampling" in text(folder)
     assert "| guidance.w | 0.5 |" in text(folder) and "Not measured yet" in text(folder)
     write_json(folder / "scores" / "mine" / "metrics.json", METRICS)
     write_cards(folder)
     assert "| mine | 6 | 0.1000 | 0.2000 | 0.3000 | 0.4000 | 0.0500 | 4.5350 |" in text(folder)
     assert "Not measured yet" not in text(folder)
+    begin(folder, guidance__w="0")
+    write_cards(folder)
+    assert "NegFaceDiff's sampling" not in text(folder) and "without negative contexts (w = 0" in text(folder)
 
 
 def test_a_card_does_not_claim_what_is_not_known(folder):

@@ -25,6 +25,10 @@ WHO = {  # by whether the contexts are drawn
     True: "The faces are of people who do not exist.",
     False: "The contexts were not drawn at random: where they are embeddings of real people, the faces resemble these people.",
 }
+HOW = {  # by whether w > 0
+    True: "by NegFaceDiff's sampling (arXiv 2508.09661)",
+    False: "without negative contexts (w = 0, the baseline of NegFaceDiff, arXiv 2508.09661)",
+}
 CONTEXTS = {
     "uniform": "Drawn uniformly on the unit sphere: of nobody.",
     "gaussian": "Drawn from the distribution of real embeddings (mean and covariance, by `{statistics}`): of nobody.",
@@ -74,7 +78,8 @@ def card(run: Path, folder: Path) -> str:
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         name=name, quoted_name=json.dumps(name), images=f"{images:,}", identities=f"{len(faces):,}",
         size=next((size for limit, size in SIZES if images < limit), "n>10M"), pixels=f"{first.shape[1]} x {first.shape[0]}",
-        who=WHO[source in OF_NOBODY], aligned=", and aligned by `align.py`; `kept.csv` lists the selection" if is_aligned else "",
+        who=WHO[source in OF_NOBODY], how=HOW[config["guidance"]["w"] > 0],
+        aligned=", and aligned by `align.py`; `kept.csv` lists the selection" if is_aligned else "",
         contexts=CONTEXTS[source].format_map({key: shown(value) for key, value in config["contexts"].items()})
         + f" SHA-256 of ids and contexts: `{decides['contexts']}`.",
         licence=licence.format(diffusion=shown(diffusion)), figures=figures(run),
