@@ -1,6 +1,7 @@
 """sample.py as people run it: small random weights in the published layout, real files, real kills."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -325,21 +326,26 @@ def test_a_failure_is_one_line_and_exit_code_2(settings):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")
-def test_a_full_disk(settings, tmp_path):
-    """On a disk of 200 kB: one line, exit code 2, no part files; with room made, the run continues."""
+@pytest.mark.parametrize("blocks, words, where, is_begun", [
+    (80, "sample needs more room than", "/samples", False),  # 27 images of three blocks each
+    (84, "No space left", ".png", True)])  # enough for them by the estimate, but not for the record and the sheet too
+def test_a_full_disk(settings, tmp_path, blocks, words, where, is_begun):
+    """On a disk of so many free blocks: one line, exit code 2, no part files."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("cannot mount a tmpfs here")
     try:
         output = Path(settings[0].removeprefix("paths.output="))
         subprocess.run(["cp", "-r", output / "contexts", disk], check=True)
+        (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - 4096 * blocks))
         result = subprocess.run(command(*settings, f"paths.output={disk}", "paths.run=full",
                                         "sampling.images_per_identity=9"),
                                 cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240)
         lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
         assert result.returncode == 2 and len(lines) == 1
-        assert "No space left" in lines[0] and ".png" in lines[0] and "continues" in lines[0]
+        assert words in lines[0] and where in lines[0] and "continues" in lines[0]
         assert not list(disk.rglob("*.part")) and "Traceback" not in result.stderr
+        assert any(disk.glob("full/samples/*/*.png")) == is_begun
     finally:
         subprocess.run(["umount", disk], check=True)
