@@ -51,15 +51,19 @@ def write_cards(run: Path) -> None:
 
     Folders of other images, as of photographs, get none; neither does a run of an earlier version, which is said.
     """
-    aligned, alignment = places.aligned(run), places.alignment_record(places.aligned(run))
-    folders = [places.samples(run)] if places.run_record(run).is_file() else []
-    if folders and alignment.is_file() and decided(alignment, ["align.images"], ALIGN)["align.images"] == "":
-        folders.append(aligned)
-    for folder in (folder for folder in folders if any(folder.glob("*/*.png"))):
+    if not places.run_record(run).is_file():
+        return
+    for folder in (folder for folder in (places.samples(run), places.aligned(run)) if any(folder.glob("*/*.png"))):
         try:
-            write_text(folder / "README.md", card(run, folder))
+            if folder == places.samples(run) or is_of_samples(folder):
+                write_text(folder / "README.md", card(run, folder))
         except UserError as error:
             print(f"{folder}: gets no dataset card ({error})")
+
+
+def is_of_samples(aligned: Path) -> bool:
+    """Whether the images that were aligned are the run's own. Raises UserError where the record does not say."""
+    return decided(places.alignment_record(aligned), ["align.images"], ALIGN)["align.images"] == ""
 
 
 def card(run: Path, folder: Path) -> str:
