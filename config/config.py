@@ -143,6 +143,8 @@ class Scores:
     images_per_identity: int = setting(0, "score the first `images_per_identity` images of each; 0: all", minimum=0, paper=20)
     overlay: tuple[str, ...] = setting((), "runs to draw over one another and to tabulate, by run folder, "
                                        "separated by commas; empty: this run alone")
+    real: str = setting("", "folder of aligned real faces (aligned/ of align.py, or any folder of 112 x 112 faces) for coverage, "
+                        "recall and Frechet distance; empty: without them")
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,12 @@ def scores(run: Path, config: Config) -> Path:
     return run / "scores" / Path(config.scores.recogniser).stem
 
 
+def real_embeddings(config: Config) -> Path:
+    """The embeddings of the real faces that runs are compared with, a cache; both folders' names, since aligned/ recurs."""
+    real = Path(config.scores.real).resolve()
+    return Path(config.paths.output) / "faces" / f"{real.parent.name}-{real.name}-{Path(config.scores.recogniser).stem}.npz"
+
+
 def fr_folder(config: Config) -> Path:
     return run_folder(config) / "fr" / (config.fr.name or f"{config.fr.head}-{config.fr.backbone}")
 

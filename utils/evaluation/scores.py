@@ -166,6 +166,11 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return tuple(np.nanquantile(values, (0.05, 0.95)).tolist())
 
 
+def draw_identities(identities: int, replicates: int, seed: int = 0) -> np.ndarray:
+    """How often each identity is drawn when as many are drawn as there are, with replacement: [replicates, identities] int64."""
+    return np.random.default_rng(seed).multinomial(identities, np.full(identities, 1 / identities), size=replicates)
+
+
 def bootstrap(embeddings: ArrayLike, labels: Sequence[str] | np.ndarray, replicates: int = 1000, seed: int = 0,
               device: torch.device | str = "cpu") -> dict[str, np.ndarray]:
     """Every rate and moment of `metrics`, [replicates] float64, under resampling of the identities.
@@ -187,8 +192,7 @@ def bootstrap(embeddings: ArrayLike, labels: Sequence[str] | np.ndarray, replica
         raise UserError(f"labels: {len(names)} identities are too few to resample; give at least "
                         f"{MIN_BOOTSTRAP_IDENTITIES}")
     _require_genuine_pair(identity)
-    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=replicates)
-    weights = torch.from_numpy(draws).to(device, torch.float64)
+    weights = torch.from_numpy(draw_identities(len(names), replicates, seed)).to(device, torch.float64)
     label = torch.from_numpy(identity).to(device)
     starts = np.searchsorted(identity, np.arange(len(names) + 1))
     genuine = torch.zeros(replicates, BOOTSTRAP_BINS + 2, dtype=torch.float64, device=device)
