@@ -83,12 +83,12 @@ def score_distributions(embeddings: ArrayLike, labels: Sequence[str] | np.ndarra
     Raises:
         UserError: a row is zero or not finite, or there is no genuine or no impostor pair.
     """
-    x, identity, _ = _by_identity(embeddings, labels, device)
+    x, identity, _ = by_identity(embeddings, labels, device)
     _require_genuine_pair(identity)
     label = torch.from_numpy(identity).to(device)
     row = torch.arange(len(x), device=device)
     genuine, impostor = _Tally(device), _Tally(device)
-    for rows, columns in tqdm(list(_block_pairs(len(x))), desc="scores", unit="block", delay=1):
+    for rows, columns in tqdm(list(block_pairs(len(x))), desc="scores", unit="block", delay=1):
         scores = (x[rows] @ x[columns].T).clamp_(-1, 1)
         # Rows are sorted by identity: away from the diagonal a block holds impostor pairs only and needs no mask.
         if identity[rows][-1] < identity[columns][0]:
@@ -145,12 +145,12 @@ def most_similar_identities(embeddings: ArrayLike, labels: Sequence[str] | np.nd
     Raises:
         UserError: a row is zero or not finite, or there is one identity only.
     """
-    x, identity, names = _by_identity(embeddings, labels, device)
+    x, identity, names = by_identity(embeddings, labels, device)
     means = torch.zeros(len(names), x.shape[1], dtype=x.dtype, device=x.device)
     means.index_add_(0, torch.from_numpy(identity).to(device), x)
     means = torch.nn.functional.normalize(means)
     best = (-np.inf, 0, 0)
-    for rows, columns in _block_pairs(len(means)):
+    for rows, columns in block_pairs(len(means)):
         cosines = means[rows] @ means[columns].T
         if rows == columns:
             cosines.fill_diagonal_(-np.inf)
@@ -187,7 +187,7 @@ def bootstrap(embeddings: ArrayLike, labels: Sequence[str] | np.ndarray, replica
         UserError: a row is zero or not finite, there is no genuine pair, or fewer than MIN_BOOTSTRAP_IDENTITIES
             identities, which say too little about others.
     """
-    x, identity, names = _by_identity(embeddings, labels, device)
+    x, identity, names = by_identity(embeddings, labels, device)
     if len(names) < MIN_BOOTSTRAP_IDENTITIES:
         raise UserError(f"labels: {len(names)} identities are too few to resample; give at least "
                         f"{MIN_BOOTSTRAP_IDENTITIES}")
@@ -232,7 +232,7 @@ class _Tally:
         return mean, max(mean_square - mean**2, 0.0) ** 0.5
 
 
-def _by_identity(embeddings: ArrayLike, labels: Sequence[str] | np.ndarray, device: torch.device | str
+def by_identity(embeddings: ArrayLike, labels: Sequence[str] | np.ndarray, device: torch.device | str
                  ) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
     """Unit rows [N, D] sorted by identity (in its order, stable), each row's identity number [N], the names [C]."""
     names, identity = np.unique(np.asarray(labels), return_inverse=True)
@@ -251,7 +251,7 @@ def _require_genuine_pair(identity: np.ndarray) -> None:
                         "an identity")
 
 
-def _block_pairs(n: int) -> Iterator[tuple[slice, slice]]:
+def block_pairs(n: int) -> Iterator[tuple[slice, slice]]:
     """The blocks of an n x n matrix on and above the diagonal."""
     blocks = [slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]
     for k, rows in enumerate(blocks):
