@@ -180,8 +180,13 @@ class Verify:
     """Stage 7: benchmarks; each is measured where its files are given."""
 
     backbone: str = setting("", "backbone to verify; empty: that of the run's training")
-    lfw_faces: str = setting("", "folder with LFW, aligned by align.py with align.template=arcface")
-    lfw_pairs: str = setting("", "LFW's pairs.txt")
+    lfw_faces: tuple[str, ...] = setting((), "folder with LFW, aligned by align.py with align.template=arcface; for several pair "
+                                         "lists one that holds all of it, or one each, separated by commas")
+    lfw_pairs: tuple[str, ...] = setting((), "LFW's pairs.txt, or pair lists in its format, separated by commas")
+    all_pairs: tuple[str, ...] = setting((), "folders of aligned faces, <identity>/<image>, whose pairs are all scored: TAR at "
+                                         "FAR 1e-2, 1e-3 and, of a million impostor pairs or more, 1e-4")
+    people: tuple[str, ...] = setting((), "for each folder of verify.all_pairs, a file with the names of the identities to "
+                                      "score, one per line; folders beyond those are scored whole")
     bins: str = setting("", "folder with insightface's lfw.bin, agedb_30.bin, cfp_fp.bin, calfw.bin, cplfw.bin")
     ijbc: str = setting("", "folder with IJB-C: loose_crop/ and meta/")
 
@@ -262,8 +267,8 @@ LFW = {  # make lfw: alignment, verification and scores of real faces
     "align.minimum_face": 30,  # photographs have smaller faces than generated portraits
     "scores.recogniser": "data/mobilefacenet_casia.ckpt",
     "verify.backbone": "data/mobilefacenet_casia.ckpt",
-    "verify.lfw_faces": "output/lfw/aligned",
-    "verify.lfw_pairs": "data/lfw/pairs.txt",
+    "verify.lfw_faces": ("output/lfw/aligned",),
+    "verify.lfw_pairs": ("data/lfw/pairs.txt",),
 }
 
 EXPERIMENT = {  # make experiment: the strategies compared on real numbers of identities, and recognisers trained on each
@@ -278,8 +283,8 @@ EXPERIMENT = {  # make experiment: the strategies compared on real numbers of id
     "fr.learning_rate": 0.15,
     "fr.epochs": 7,
     "fr.milestones": (5,),
-    "verify.lfw_faces": "output/lfw/aligned",
-    "verify.lfw_pairs": "data/lfw/pairs.txt",
+    "verify.lfw_faces": ("output/lfw/aligned",),
+    "verify.lfw_pairs": ("data/lfw/pairs.txt",),
 }
 
 PRESETS = {

@@ -61,7 +61,7 @@ def resolve(preset: Mapping[str, Any], overrides: Mapping[str, str], choices: Ch
         if name not in known and name != "preset":
             raise UserError(f"{name}: is an unknown setting; {_nearest(name, known)}")
     values |= {name: _parse(name, text, known[name]) for name, text in overrides.items()}
-    values = {name: os.path.expanduser(value) if isinstance(value, str) else value for name, value in values.items()}
+    values = {name: _expanded(value) for name, value in values.items()}
     for name, value in values.items():
         if isinstance(value, str) and value.startswith("~"):
             raise UserError(f"{name}: '{value}' is in the home of an unknown user; write the whole path")
@@ -76,6 +76,9 @@ def from_record(values: Mapping[str, Any]) -> Config:
     """The Config of a record, as dataclasses.asdict gave it. Raises UserError where it is of an earlier version."""
     flat = {f"{group}.{name}": tuple(value) if isinstance(value, list) else value
             for group, items in values.items() if isinstance(items, dict) for name, value in items.items()}
+    for name, item in settings(Config):  # what is a list now was one value in earlier versions, or none
+        if typing.get_origin(item.type) is tuple and isinstance(flat.get(name), str):
+            flat[name] = (flat[name],) if flat[name] else ()
     return resolve(flat | {name: value for name, value in values.items() if not isinstance(value, dict)}, {})
 
 
@@ -148,6 +151,13 @@ def _build(group: type, values: Mapping[str, Any], prefix: str = "") -> Any:
         elif prefix + field.name in values:
             chosen[field.name] = values[prefix + field.name]
     return group(**chosen)
+
+
+def _expanded(value: Any) -> Any:
+    """A value with `~` at the beginning of its texts replaced."""
+    if isinstance(value, tuple):
+        return tuple(map(_expanded, value))
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def _parse(name: str, text: str, field: dataclasses.Field) -> Any:

@@ -31,8 +31,11 @@ def main() -> None:
     config = load_config(__doc__)
     folder = places.experiment_folder(config)
     # what only the end needs, before hours are spent
-    require_file(places.alignment_record(Path(config.verify.lfw_faces)), "verify.lfw_faces", "run make lfw first")
-    require_file(config.verify.lfw_pairs, "verify.lfw_pairs", "download pairs.txt of LFW's view 2")
+    if not (config.verify.lfw_faces and config.verify.lfw_pairs):
+        raise UserError("verify.lfw_pairs: no pairs are given; set it, and verify.lfw_faces")
+    for aligned, pairs in zip(config.verify.lfw_faces, config.verify.lfw_pairs, strict=False):
+        require_file(places.alignment_record(Path(aligned)), "verify.lfw_faces", "run make lfw first")
+        require_file(pairs, "verify.lfw_pairs", "download pairs.txt of LFW's view 2")
 
     def stage(script: str, *settings: str) -> None:
         command = [sys.executable, ROOT / script, "--preset", "experiment", *given, *settings]
@@ -57,7 +60,8 @@ def main() -> None:
             weights, record = fr / "backbone.safetensors", fr / "verification.json"
             if not record.is_file() or read_json(record)["digest"] != file_digest(weights):
                 stage("verify_fr.py", f"verify.backbone={weights}")
-            accuracies[name].append(read_json(record)["per_cent"]["LFW"])
+            per_cent = read_json(record)["per_cent"]
+            accuracies[name].append(per_cent.get("LFW", next(iter(per_cent.values()))))  # or that of the list given in its place
             write_text(folder / "recognisers.md", table(accuracies))
     print(table(accuracies))
     print(f"written to {folder / 'recognisers.md'} and {folder / 'scores'}")

@@ -7,7 +7,7 @@ import pytest
 
 import train_fr
 from config.config import GONE, PRESETS, Config, paper_values
-from config.load import get, help_text, load_config, resolve, settings
+from config.load import from_record, get, help_text, load_config, resolve, settings
 from models.backbones import BACKBONES
 from models.margin_heads import HEADS
 from models.sizes import SIZES
@@ -228,6 +228,16 @@ def test_a_name_that_is_no_entry_is_refused_with_those_there_are(setting):
 
 def test_one_wrong_name_in_a_list_is_refused():
     assert refusal("extras.use=v,nois") == "extras.use: 'nois' is not one of its choices; did you mean noise?"
+
+
+def test_lists_of_paths_and_records_of_when_they_were_one_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert load("verify.lfw_pairs=~/pairs.txt, other.txt").verify.lfw_pairs == ("/home/me/pairs.txt", "other.txt")
+    config = load("--preset=lfw")
+    earlier = dataclasses.asdict(config)
+    earlier["verify"] |= {"lfw_pairs": "data/lfw/pairs.txt", "lfw_faces": ""}
+    assert from_record(earlier) == dataclasses.replace(config, verify=dataclasses.replace(config.verify, lfw_faces=()))
+    assert from_record(dataclasses.asdict(config)) == config
 
 
 def test_a_new_entry_can_be_chosen_at_once(monkeypatch):

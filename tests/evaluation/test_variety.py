@@ -66,7 +66,8 @@ def test_each_identity_has_the_same_number_of_images(monkeypatch):
     order = order[np.argsort(labels[order], kind="stable")][::-1]  # shuffled within each, the identities backwards
     values, n = within_identity(x[order], labels[order])
     assert n == 5
-    assert np.flatnonzero(np.isnan(values["vendi"])).tolist() == [1, 2, 3] == np.flatnonzero(np.isnan(values["distance"])).tolist()
+    for row in values.values():
+        assert np.flatnonzero(np.isnan(row)).tolist() == [1, 2, 3]
     for k in (0, 4, 9):
         own = x[labels == f"p{k:03d}"]
         eigenvalues = np.linalg.eigvalsh(own @ own.T / 5)

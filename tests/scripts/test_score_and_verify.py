@@ -13,9 +13,12 @@ import plot_distributions
 import verify_fr
 from models.backbones import MobileFaceNet
 from tests.running import run
+from utils.evaluation import all_pairs
+from utils.evaluation.variety import against_real, halves, within_identity
 from utils.evaluation.verification import ijb, ten_fold
 from utils.faces.aligned import write_kept
 from utils.faces.template import TEMPLATES, centre_crop, warp
+from utils.recognition.embedding import embed as embedding
 from utils.runtime.errors import UserError
 from utils.runtime.files import write_bytes, write_json, write_text
 
@@ -109,7 +112,15 @@ def test_scores_of_a_run(output, settings, backbone, capsys):
     low, high = metrics["intervals"]["fdr"]
     assert low < metrics["fdr"] * 1.2 and high > metrics["fdr"] * 0.8 and low < high
     assert Image.open(folder / "distributions.png").size[0] > 500
+    within, _ = within_identity(expected, person)
+    assert metrics["vendi_images"] == IMAGES
+    for name in ("vendi", "distance"):
+        assert metrics[name] == pytest.approx(within[name].mean(), abs=1e-4)
+        low, high = metrics["intervals"][name]
+        assert low < metrics[name] < high
+    assert 1 < metrics["vendi"] < IMAGES and "coverage" not in metrics
     printed = capsys.readouterr().out
+    assert f"| {metrics['vendi']:.3f} (" in printed and f") of {IMAGES} |" in printed
     assert f"{metrics['fdr']:.3f}" in printed and "| paper: far | 0.0390 | 0.0780 | 0.1790 |" in printed
     assert "most similar identities" in printed
 
@@ -128,6 +139,43 @@ def test_scores_are_kept_until_the_faces_change(output, settings):
     assert json.loads(metrics.read_text())["fdr"] == json.loads(text)["fdr"]
 
 
+@pytest.mark.slow
+def test_real_faces_beside_a_run(output, settings, backbone, capsys, monkeypatch):
+    """Those of a folder that align.py wrote and those of any other folder; their embeddings are made once."""
+    pytest.importorskip("prdc")
+    real = output / "real"
+    faces = {f"q{i:02d}": [picture(100 + i, k) for k in range(2)] for i in range(30)}
+    for name, images in faces.items():
+        for k, image in enumerate(images):
+            write_bytes(real / name / f"{k}.png", png(image))
+    run(plot_distributions, *settings, f"scores.real={real}")
+    printed, folder = capsys.readouterr().out, output / "run" / "scores" / "recogniser"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    own = embed(backbone, [picture(i, k) for i in range(PEOPLE) for k in range(IMAGES)])[:, :32]
+    others = embed(backbone, [image for images in faces.values() for image in images])[:, :32]
+    expected, _ = against_real(own, np.repeat(np.arange(PEOPLE), IMAGES), halves(others, np.repeat(list(faces), 2)))
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-4)
+    assert metrics["real_faces"] == 30 and 0 < metrics["frechet"] > metrics["real_frechet"]
+    assert "| real faces against others, 30 each |" in printed
+    assert f" | {metrics['recall']:.3f} | {metrics['frechet']:.3f} |" in printed
+
+    write_kept(real, {name: [real / name / "0.png"] for name in faces})  # now as if align.py had made it
+    write_json(real / "align.json", {"decides": {"align.template": "arcface"}})
+    calls = []
+    monkeypatch.setattr(plot_distributions, "embed", lambda backbone, faces, *rest: calls.append(len(faces)) or np.eye(
+        len(faces), 32, dtype=np.float32) + 0.1)
+    run(plot_distributions, *settings, f"scores.real={real}")
+    assert calls == [30]  # the run's own are kept
+    again = json.loads((folder / "metrics.json").read_text())
+    assert again["real_faces"] == 15 and again["vendi"] == metrics["vendi"]
+
+
+def test_many_real_faces_are_thinned_evenly():
+    faces = {name: [Path(f"{name}{k}") for k in range(4)] for name in "abc"}
+    assert plot_distributions.at_most(faces, 6) == {name: [Path(f"{name}0"), Path(f"{name}2")] for name in "abc"}
+    assert plot_distributions.at_most(faces, 20) == faces
+
+
 def test_an_overlay_of_two_runs(output, settings):
     for name in ("aligned", "run.json"):
         if not (output / "other" / name).exists():
@@ -138,6 +186,8 @@ def test_an_overlay_of_two_runs(output, settings):
     lines = (folder / "table.md").read_text().splitlines()
     assert lines[4].endswith(" 1.00 (1.00 to 1.00) |") and lines[5].endswith(" 1.00 |")  # the same faces
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| run", "| paper: far", "| other", "| paper: far"]
+    rows = (folder / "variety.md").read_text().splitlines()
+    assert rows[2].startswith("| run | ") and rows[3] == rows[2].replace("| run |", "| other |")
     assert Image.open(folder / "distributions.png").size[0] > 500
     panels = np.asarray(Image.open(folder / "faces.png").convert("RGB"))
     left, right = np.array_split(panels[panels.shape[0] // 4 :], 2, axis=1)
@@ -261,6 +311,53 @@ def test_shifted_faces_of_lfw_are_moved_back_for_a_network_that_must_have_them_s
     assert verification(output)["per_cent"]["LFW"] == pytest.approx(unshifted)
     expected = [embed(network, [picture(fold, 1)]) for fold in range(10)]
     np.testing.assert_allclose(seen["first"][::2], [both[0, :32] + both[0, 32:] for both in expected], rtol=0, atol=1e-4)
+
+
+def test_several_pair_lists_and_all_pairs(output, settings, lfw, backbone, capsys, monkeypatch):
+    """Two lists beside each other, all pairs of a whole folder and of chosen people, from one embedding of each image."""
+    monkeypatch.setattr(all_pairs, "FEWEST", 1)
+    folder, pairs = output / "lfw" / "aligned", output / "lfw" / "pairs.txt"
+    second = output / "other" / "celeba_pairs.txt"
+    lines = pairs.read_text().splitlines()
+    write_text(second, "\n".join([lines[0], *reversed(lines[1:])]) + "\n")
+    write_text(output / "people.txt", "\n".join(f"P{k}" for k in range(3, 8)) + "\n")
+    write_text(folder / "failures.csv", "identity,image,reason\nP3,P3_0002.jpg,no face found\nP3,notes.txt,is no image\n")
+    counts = []
+    monkeypatch.setattr(verify_fr, "embed", lambda backbone, faces, **rest: counts.append(len(faces)) or embedding(
+        backbone, faces, **rest))
+    run(verify_fr, *settings, f"verify.lfw_pairs={pairs},{second}", f"verify.lfw_faces={folder}",
+        f"verify.all_pairs={folder},{folder}", f"verify.people={output / 'people.txt'}")
+    result, printed = json.loads((output / "verification.json").read_text()), capsys.readouterr().out
+    assert counts == [20]
+    assert list(result["per_cent"]) == ["LFW", "celeba"]
+    assert result["counts"] == {name: {"pairs": 20, "centre crops": 1} for name in ("LFW", "celeba")}
+    header, ours, paper, *_ = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ")]
+    assert header[-1] == "celeba |" and ours[-1] == f"{result['per_cent']['celeba']:.2f} |" and paper[1] == "98.00"
+
+    both = embed(backbone, [centre_crop(picture(3, 2, 250), TEMPLATES["arcface"]) if (fold, k) == (3, 2) else picture(fold, k)
+                            for fold in range(10) for k in (1, 2)])
+    sums, person = both[:, :32] + both[:, 32:], np.arange(10).repeat(2)
+    for name, chosen in ((str(folder), person >= 0), (f"{folder} ({output / 'people.txt'})", (person >= 3) & (person < 8))):
+        expected = all_pairs.tar_at_far(sums[chosen], person[chosen])
+        found = result["all_pairs"][name]
+        assert found["images"] == chosen.sum() and found["centre crops"] == 1
+        assert found["impostor_pairs"] == expected.impostor_pairs
+        assert found["per_cent"] == ({"TAR@1e-2": pytest.approx(100 * expected.tar[0.01])} if chosen.all() else {})
+        assert f"| {name} | {chosen.sum()} |" in printed
+    (folder / "failures.csv").unlink()
+
+
+@pytest.mark.parametrize("overrides, words", [
+    (["verify.lfw_pairs={lfw}/pairs.txt,{lfw}/pairs.txt", "verify.lfw_faces={lfw}/aligned,{lfw}/aligned,{lfw}/aligned"],
+     "verify.lfw_faces: 3 folders for the pair lists"),
+    (["verify.all_pairs={lfw}/aligned", "verify.people=a,b"], "verify.people: 2 lists for 1 folders"),
+    (["verify.all_pairs={lfw}/aligned", "verify.people={lfw}/people.txt"], "people.txt:1: 'P33' is not there to be chosen"),
+    (["verify.all_pairs=nowhere"], "nowhere: no such folder")])
+def test_folders_and_lists_that_do_not_fit_are_refused(output, settings, lfw, overrides, words):
+    write_text(output / "lfw" / "people.txt", "P33\n")
+    with pytest.raises(UserError) as caught:
+        run(verify_fr, *settings, *(override.format(lfw=output / "lfw") for override in overrides))
+    assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.slow
