@@ -63,7 +63,7 @@ def resolve(preset: Mapping[str, Any], overrides: Mapping[str, str], choices: Ch
     values |= {name: _parse(name, text, known[name]) for name, text in overrides.items()}
     values = {name: _expanded(value) for name, value in values.items()}
     for name, value in values.items():
-        if isinstance(value, str) and value.startswith("~"):
+        if any(isinstance(text, str) and text.startswith("~") for text in (value if isinstance(value, tuple) else (value,))):
             raise UserError(f"{name}: '{value}' is in the home of an unknown user; write the whole path")
     config = _build(Config, values)
     for name, field in known.items():
