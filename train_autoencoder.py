@@ -28,8 +28,10 @@ from torch.nn import functional as F
 from config import places
 from config.load import load_config
 from models.autoencoder import Autoencoder, to_published
+from models.patch_discriminator import PatchDiscriminator
 from models.published import backbone_digest, load_backbone, require_gradients
 from models.sizes import SIZES
+from utils.evaluation.reconstruction import reconstruction_errors
 from utils.recognition.augmentation import normalise
 from utils.runtime import ranks as distributed
 from utils.runtime.errors import UserError, run_script
@@ -60,8 +62,8 @@ def main() -> None:
     faces = training_faces.prepare(settings.faces, settings.leave_out, settings.crop == "whole",
                                    config.align.minimum_face / 128, cache, ranks)
     crops = ranks.main_first(lambda: training_faces.crops(faces, cache, size["image_size"], training_faces.MARGIN))
-    is_held_out, _ = training_faces.hold_out(faces)
-    rows, validation_rows = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)[:VALIDATION_FACES]
+    rows, held_out, _ = training_faces.hold_out(faces, settings.held_out)
+    validation_rows = held_out[np.linspace(0, len(held_out) - 1, min(VALIDATION_FACES, len(held_out)), dtype=int)]
     latents, codes = len(rows) * (size["image_size"] // 4) ** 2, size["first_stage"]["num_codes"]
     if latents < codes:
         raise UserError(f"training.faces: the {len(rows)} faces to train on have {latents} latents, fewer than the {codes} codes "
@@ -73,6 +75,10 @@ def main() -> None:
     autoencoder.vq.quantize.requires_grad_(False)  # k-means fits it
     bf16 = distributed.use_bf16(settings.precision, ranks.device)
     recogniser = recogniser.to(ranks.device, memory_format=torch.channels_last).requires_grad_(False).eval()
+    discriminator = None
+    if settings.adversarial:
+        discriminator = PatchDiscriminator().to(ranks.device, memory_format=torch.channels_last)
+    networks = {"autoencoder": autoencoder} | ({"discriminator": discriminator} if discriminator else {})
     margin = 0 if settings.crop == "whole" else training_faces.MARGIN
 
     def judge(images: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -93,31 +99,36 @@ def main() -> None:
 
     # the run's record, and the state to continue from
     record = Record(folder / "autoencoder.json", {
-        "faces": faces.digest, "training.crop": settings.crop, "training.size": settings.size, "training.seed": settings.seed,
-        "contexts.recogniser": backbone_digest(config.contexts.recogniser)}, "training.name",
+        **training_faces.decides(faces, settings.leave_out, settings.held_out), "training.crop": settings.crop,
+        "training.size": settings.size, "training.seed": settings.seed,
+        "contexts.recogniser": backbone_digest(config.contexts.recogniser),
+        "training.adversarial": settings.adversarial or None}, "training.name",
         contents=folder / "autoencoder_state.pt", may_change={"training.length": settings.length})
     ranks.on_main(lambda: record.begin(config=asdict(config)))
-    trained = [weight for weight in autoencoder.parameters() if weight.requires_grad]
+    trained = [weight for network in networks.values() for weight in network.parameters() if weight.requires_grad]
     training = Training("autoencoder", folder / "autoencoder_state.pt", folder / "autoencoder.csv", ranks, budget,
-                        torch.optim.AdamW(trained, LEARNING_RATE, betas=(0.9, 0.99)), {"autoencoder": autoencoder},
-                        clip=[(autoencoder, 1.0)], images=BATCH_SIZE, seed=settings.seed,
+                        torch.optim.AdamW(trained, LEARNING_RATE, betas=(0.9, 0.99)), networks,
+                        clip=[(network, 1.0) for network in networks.values()], images=BATCH_SIZE, seed=settings.seed,
                         fix="begin with a lower LEARNING_RATE in train_autoencoder.py and another training.name")
     training.restore()
 
     @torch.no_grad()
     def validate() -> dict[str, float]:
-        """The mean absolute difference of the pixels (of 2) and the mean cosine of the embeddings of held-out faces."""
+        """Reconstructions of held-out faces: the pixels' mean absolute difference (of 2), the mean cosine of the contexts'
+        recogniser's embeddings, and reconstruction_errors."""
         quantised = training.notes.get("quantised", False)
-        errors, cosines = [], []
+        reconstructions, cosines = [], []
         for part in np.array_split(validation_rows, -(-len(validation_rows) // BATCH_SIZE)):
             images = batch_of(part)
             with torch.autocast(ranks.device.type, torch.bfloat16, enabled=bf16):
                 decoded = reconstruct(autoencoder, images, quantised).clamp(-1, 1)
-                errors.append((decoded - images).abs().mean(dim=(1, 2, 3)))
+                reconstructions.append((images.cpu(), decoded.float().cpu()))
                 cosines.append(F.cosine_similarity(judge(images)[1], judge(decoded)[1]))
         write_sheet(autoencoder, batch_of(validation_rows[:SHEET]), quantised, folder / "autoencoder.png")
-        found = {"pixel_error": torch.cat(errors).mean().item(), "cosine": torch.cat(cosines).mean().item()}
-        return found | {"score": -found["pixel_error"]}
+        images, decoded = (torch.cat(parts) for parts in zip(*reconstructions, strict=True))
+        error = (decoded - images).abs().mean().item()
+        return {"pixel_error": error, "cosine": torch.cat(cosines).mean().item(), **reconstruction_errors(images, decoded),
+                "score": -error}
 
     # continuous, then quantised
     compiled = partial(distributed.compiled, device=ranks.device) if settings.compile else lambda f: f
@@ -128,7 +139,8 @@ def main() -> None:
         training.notes["quantised"] = True
         training.save()
     freeze_encoder(autoencoder)
-    training.run(partial(batches, with_noise=False), DecodingLoss(autoencoder, judge, bf16, compiled), validate, VALIDATIONS)
+    training.run(partial(batches, with_noise=False), DecodingLoss(
+        autoencoder, judge, bf16, compiled, discriminator, settings.adversarial), validate, VALIDATIONS)
 
     if ranks.is_main:
         encoder, decoder = to_published(autoencoder.cpu())

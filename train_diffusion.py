@@ -71,8 +71,7 @@ def main() -> None:
     autoencoder = load_first_stage(*first_stage).to(ranks.device, memory_format=torch.channels_last).requires_grad_(False)
     latents = ranks.main_first(lambda: training_faces.face_latents(
         faces, crops, cache, autoencoder, first_stage[0], ranks.device))
-    is_held_out, held_out_identities = training_faces.hold_out(faces)
-    rows = np.flatnonzero(~is_held_out)
+    rows, _, held_out_identities = training_faces.hold_out(faces, settings.held_out)
     partners = Partners(faces.labels[rows])
     first_of = np.array([np.argmax(faces.labels == identity) for identity in held_out_identities])
     half = (len(first_of) + 1) // 2 if len(first_of) >= 4 else len(first_of)
@@ -101,7 +100,8 @@ def main() -> None:
 
     # the run's record, and the state to continue from
     record = Record(folder / "diffusion.json", {
-        "faces": faces.digest, "training.crop": settings.crop, "training.size": settings.size, "training.seed": settings.seed,
+        **training_faces.decides(faces, settings.leave_out, settings.held_out), "training.crop": settings.crop,
+        "training.size": settings.size, "training.seed": settings.seed,
         "contexts.recogniser": backbone_digest(config.contexts.recogniser),
         "first stage": list(map(file_digest, first_stage)),
         "diffusion.batch_size": recipe.batch_size, "diffusion.learning_rate": recipe.learning_rate,

@@ -195,9 +195,11 @@ class Verify:
 class Training:
     """Stage 0: training the autoencoder and the diffusion model. `precision` and `compile` hold for stage 6 too."""
 
-    faces: str = setting("data/lfw/lfw-deepfunneled", "folder of identity folders, or of images, each of another person",
-                         paper="data/casia-webface")
+    faces: tuple[str, ...] = setting(("data/lfw/lfw-deepfunneled",), "folder of identity folders, or of images, each of another "
+                                     "person; several, separated by commas, are one training set, whose identities are called "
+                                     "<folder>/<identity>", paper=("data/casia-webface",))
     leave_out: str = setting("", "file with the names of identities to leave out, one per line: those of a benchmark, say")
+    held_out: str = setting("", "file with the names of identities to hold out, one per line; empty: one in 25, 2 to 200")
     crop: str = setting("aligned", "aligned: each face is found and cut out along its landmarks; whole: the images are "
                         "cut-out faces already", choices=("aligned", "whole"), paper="whole")
     size: str = setting("miniature", "sizes of images and networks: an entry of SIZES in models/sizes.py", paper="published")
@@ -207,6 +209,8 @@ class Training:
                              "in fp16, the recogniser in fp32", choices=("auto", "fp32", "bf16"), paper="fp32")
     compile: bool = setting(True, "fuse the networks' operations by torch.compile, on a CPU where there is a C++ compiler; the "
                             "first steps take a minute or more")
+    adversarial: float = setting(0.0, "weight of a discriminator of patches, which judges the decoder in the last part of the "
+                                 "autoencoder's training (LDM); 0: none", minimum=0.0)
     seed: int = setting(0, "seed of weights, order and noise", minimum=0)
     name: str = setting("", "name of the folder in <output>/training; empty: the preset's")
 
@@ -258,7 +262,7 @@ def paper_values() -> dict[str, Any]:
 DEFAULT_PRESET = "demo"
 
 PAPER_CASIA = paper_values()
-PAPER_FFHQ = PAPER_CASIA | {"model.diffusion": "data/published/idiff-face-ffhq", "training.faces": "data/ffhq"}
+PAPER_FFHQ = PAPER_CASIA | {"model.diffusion": "data/published/idiff-face-ffhq", "training.faces": ("data/ffhq",)}
 ADAPTDIFF = {"guidance.w": 1.0, "guidance.schedule": "linear", "sampling.images_per_identity": 60}  # arXiv 2603.29569
 
 LFW = {  # make lfw: alignment, verification and scores of real faces

@@ -61,10 +61,7 @@ def resolve(preset: Mapping[str, Any], overrides: Mapping[str, str], choices: Ch
         if name not in known and name != "preset":
             raise UserError(f"{name}: is an unknown setting; {_nearest(name, known)}")
     values |= {name: _parse(name, text, known[name]) for name, text in overrides.items()}
-    values = {name: _expanded(value) for name, value in values.items()}
-    for name, value in values.items():
-        if any(isinstance(text, str) and text.startswith("~") for text in (value if isinstance(value, tuple) else (value,))):
-            raise UserError(f"{name}: '{value}' is in the home of an unknown user; write the whole path")
+    values = {name: _expanded(name, value) for name, value in values.items()}
     config = _build(Config, values)
     for name, field in known.items():
         _check_value(name, get(config, name), field, choices.get(name) or field.metadata["choices"])
@@ -153,11 +150,14 @@ def _build(group: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     return group(**chosen)
 
 
-def _expanded(value: Any) -> Any:
-    """A value with `~` at the beginning of its texts replaced."""
+def _expanded(name: str, value: Any) -> Any:
+    """A value with `~` at the beginning of its texts replaced. Raises UserError where that is nobody's home."""
     if isinstance(value, tuple):
-        return tuple(map(_expanded, value))
-    return os.path.expanduser(value) if isinstance(value, str) else value
+        return tuple(_expanded(name, item) for item in value)
+    value = os.path.expanduser(value) if isinstance(value, str) else value
+    if isinstance(value, str) and value.startswith("~"):
+        raise UserError(f"{name}: '{value}' is in the home of an unknown user; write the whole path")
+    return value
 
 
 def _parse(name: str, text: str, field: dataclasses.Field) -> Any:

@@ -4,6 +4,7 @@ What is named after settings takes the config; what lies inside a run takes the 
 compare runs have several.
 """
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from config.config import Config
@@ -127,9 +128,10 @@ def training_folder(config: Config) -> Path:
     return Path(config.paths.output) / "training" / (config.training.name or config.preset)
 
 
-def face_cache(config: Config) -> Path:
-    """Where what is computed once of the training faces is kept."""
-    return Path(config.paths.output) / "faces" / Path(os.path.abspath(config.training.faces)).name
+def face_cache(config: Config, folders: Sequence[str] = ()) -> Path:
+    """Where what is computed once of folders of faces, by default the training faces, is kept."""
+    names = [Path(os.path.abspath(folder)).name for folder in folders or config.training.faces]
+    return Path(config.paths.output) / "faces" / "+".join(names)
 
 
 def experiment_folder(config: Config) -> Path:
@@ -142,3 +144,11 @@ def solvers_folder(config: Config) -> Path:
 
 def memorisation_folder(config: Config) -> Path:
     return Path(config.paths.output) / "memorisation"
+
+
+def reconstruction_sheet(config: Config) -> Path:
+    return Path(config.paths.output) / "reconstruction" / f"{Path(config.model.first_stage_encoder).parent.name}.png"
+
+
+def training_set_folder(config: Config) -> Path:
+    return Path(config.paths.output) / "training_set"

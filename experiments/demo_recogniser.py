@@ -59,8 +59,7 @@ def main() -> None:
     faces = training_faces.prepare(settings.faces, settings.leave_out, False, config.align.minimum_face / 128, cache, ranks)
     crops = ranks.main_first(lambda: training_faces.crops(faces, cache, SIZE + 2 * JITTER, JITTER))
     wanted = ranks.main_first(lambda: training_faces.face_contexts(faces, cache, teacher, teacher_file, device))
-    is_held_out, _ = training_faces.hold_out(faces)
-    rows, tests = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+    rows, tests, _ = training_faces.hold_out(faces, settings.held_out)
 
     torch.manual_seed(settings.seed)
     student = MobileFaceNet(wanted.shape[1]).to(device, memory_format=torch.channels_last)

@@ -48,8 +48,7 @@ def main() -> None:
     faces = training_faces.prepare(settings.faces, settings.leave_out, False, config.align.minimum_face / 128, cache, ranks)
     crops = training_faces.crops(faces, cache, SIZE, margin=0)
     real = training_faces.face_contexts(faces, cache, recogniser, recogniser_file, ranks.device)
-    is_held_out, _ = training_faces.hold_out(faces)
-    trained_rows = np.flatnonzero(~is_held_out)
+    trained_rows, held_out, held_out_identities = training_faces.hold_out(faces, settings.held_out)
     trained = np.array(real[trained_rows])
 
     # the generated faces, and the nearest training face of each
@@ -67,11 +66,11 @@ def main() -> None:
     # real people's own pairs, and held-out people's nearest other person
     labels = faces.labels
     own = np.concatenate([(same @ same.T)[np.triu_indices(len(same), 1)]
-                          for same in (np.array(real[labels == label]) for label in np.unique(labels[is_held_out]))])
+                          for same in (np.array(real[labels == label]) for label in held_out_identities)])
     if not len(own):
-        raise UserError(f"{settings.faces}: no held-out person has two images, so nothing says how alike images of one "
+        raise UserError(f"{','.join(settings.faces)}: no held-out person has two images, so nothing says how alike images of one "
                         "person are; give a folder of identity folders")
-    others, _ = nearest_of(np.array(real[is_held_out]), trained)
+    others, _ = nearest_of(np.array(real[held_out]), trained)
 
     folder = places.memorisation_folder(config)
     write_csv(folder / "nearest.csv", COLUMNS,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.faces.folders import identity_folders, image_folders, listing, select
+from utils.faces.folders import identity_folders, image_folders, joined_folders, listing, select
 from utils.faces.images import read_image
 from utils.runtime.errors import UserError
 
@@ -98,3 +98,19 @@ def test_what_is_no_whole_image_is_named_in_one_line(tmp_path, damage):
     with pytest.raises(UserError, match="face.png: is not a readable image") as error:
         read_image(tmp_path / "face.png")
     assert "\n" not in str(error.value)
+
+
+def test_identities_of_several_folders_never_share_a_name(tmp_path):
+    for name in ("a/faces/Ann/0.png", "b/faces/Ann/0.png", "flat/Ann"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "flat" / "Ann").rename(tmp_path / "flat" / "Ann.png")
+    first, second, flat = tmp_path / "a" / "faces", tmp_path / "b" / "faces", tmp_path / "flat"
+    assert joined_folders([first]) == {"Ann": [first / "Ann" / "0.png"]}
+    assert joined_folders([first, flat]) == {"faces/Ann": [first / "Ann" / "0.png"], "flat/Ann.png": [flat / "Ann.png"]}
+    assert joined_folders([second, first]) == {"b/faces/Ann": [second / "Ann" / "0.png"],
+                                               "a/faces/Ann": [first / "Ann" / "0.png"]}
+    with pytest.raises(UserError, match="b/../a/faces: is given twice"):
+        joined_folders([tmp_path / "b" / ".." / "a" / "faces", first])
+    with pytest.raises(UserError, match="training.faces: is empty"):
+        joined_folders([])

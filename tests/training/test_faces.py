@@ -1,5 +1,6 @@
 """The generator's training faces: found, cut out, embedded and encoded once."""
 import csv
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,7 @@ def photos(tmp_path_factory) -> Path:
 def found(photos, tmp_path_factory) -> tuple[training_faces.TrainingFaces, Path]:
     """The faces of `photos`, and the folder they are cached in."""
     cache = tmp_path_factory.mktemp("cache")
-    return training_faces.prepare(str(photos), "", False, 0.4, cache, ALONE), cache
+    return training_faces.prepare((str(photos),), "", False, 0.4, cache, ALONE), cache
 
 
 def test_faces_are_found_and_images_without_one_are_listed(found):
@@ -100,27 +101,27 @@ def test_they_are_found_once_until_the_folder_or_the_search_changes(found, photo
     searched, in_processes = [], training_faces.in_processes
     monkeypatch.setattr(training_faces, "in_processes", lambda work, processes, device:
                         searched.extend(map(len, work.batches)) or in_processes(work, 1, device))
-    again = training_faces.prepare(str(photos), "", False, 0.4, cache, ALONE)
+    again = training_faces.prepare((str(photos),), "", False, 0.4, cache, ALONE)
     assert searched == [] and again.digest == faces.digest
     np.testing.assert_array_equal(again.landmarks, faces.landmarks)
-    other = training_faces.prepare(str(photos), "", False, 0.3, cache, ALONE)
+    other = training_faces.prepare((str(photos),), "", False, 0.3, cache, ALONE)
     assert searched == [5] and other.digest != faces.digest
-    training_faces.prepare(str(photos), "", False, 0.4, cache, ALONE)
+    training_faces.prepare((str(photos),), "", False, 0.4, cache, ALONE)
     assert searched == [5, 5]
 
 
 def test_people_may_be_left_out(photos, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("Ann\n")
-    faces = training_faces.prepare(str(photos), str(names), True, 0.4, tmp_path / "cache", ALONE)
-    assert faces.identities == ["Bo", "Zoë"] and len(faces.files) == 3
+    faces = training_faces.prepare((str(photos),), str(names), True, 0.4, tmp_path / "cache", ALONE)
+    assert faces.identities == ["Ann", "Bo", "Zoë"] and faces.left_out == {"Ann"}
     names.write_text("Ann\nBob\n")
     with pytest.raises(UserError, match=r"names.txt:2: 'Bob' is not there to be chosen \(training.leave_out\); "
                        "did you mean 'Bo'?"):
-        training_faces.prepare(str(photos), str(names), True, 0.4, tmp_path / "cache", ALONE)
+        training_faces.prepare((str(photos),), str(names), True, 0.4, tmp_path / "cache", ALONE)
     names.write_text("Ann\nBo\nZoë\n")
     with pytest.raises(UserError, match="training.leave_out: leaves nobody"):
-        training_faces.prepare(str(photos), str(names), True, 0.4, tmp_path / "cache", ALONE)
+        training_faces.prepare((str(photos),), str(names), True, 0.4, tmp_path / "cache", ALONE)
 
 
 def test_a_folder_without_a_face_is_refused_in_one_line(tmp_path):
@@ -160,11 +161,46 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path, monkeypatch):
     assert searched == [3, 2, 0]
 
 
-def test_one_in_25_people_is_held_out(tmp_path):
-    labels = np.repeat(np.arange(75), 2)
-    faces = training_faces.TrainingFaces([tmp_path] * 150, labels, [f"p{k}" for k in range(75)], None, "digest")
-    is_held_out, chosen = training_faces.hold_out(faces)
-    assert chosen.tolist() == [0, 25, 50] and np.flatnonzero(is_held_out).tolist() == [0, 1, 50, 51, 100, 101]
+def people(number: int, left_out: Collection[str] = ()) -> training_faces.TrainingFaces:
+    """Two faces of each."""
+    return training_faces.TrainingFaces([Path("x")] * 2 * number, np.repeat(np.arange(number), 2),
+                                        [f"p{k}" for k in range(number)], None, "digest", left_out)
+
+
+def test_one_in_25_people_is_held_out():
+    rows, held_out, chosen = training_faces.hold_out(people(75), "")
+    assert chosen.tolist() == [0, 25, 50] and held_out.tolist() == [0, 1, 50, 51, 100, 101]
+    assert sorted([*rows, *held_out]) == list(range(150))
+
+
+def test_people_left_out_are_neither_trained_on_nor_held_out():
+    rows, held_out, chosen = training_faces.hold_out(people(76, {"p1"}), "")
+    assert chosen.tolist() == [0, 26, 51]  # every 25th of those who are left
+    assert sorted([*rows, *held_out]) == [0, 1, *range(4, 152)]
+
+
+def test_people_are_held_out_by_name(tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("p3\np0\n")
+    rows, held_out, chosen = training_faces.hold_out(people(6, {"p1"}), str(names))
+    assert chosen.tolist() == [0, 3] and held_out.tolist() == [0, 1, 6, 7] and rows.tolist() == [4, 5, 8, 9, 10, 11]
+    with pytest.raises(UserError, match=r"names.txt:1: 'p3' is not there to be chosen \(training.held_out\)"):
+        training_faces.hold_out(people(6, {"p3"}), str(names))
+    with pytest.raises(UserError, match="names.txt: holds 2 of 3 people out"):
+        training_faces.hold_out(people(4, {"p1"}), str(names))
+
+
+def test_several_folders_are_one_training_set(photos, tmp_path):
+    other = tmp_path / "other"
+    save_noise(other, "Ann/0.png", "Ann/1.png", "Cy/0.png")
+    (tmp_path / "names.txt").write_text("other/Cy\nphotos0/Ann\n")
+    faces = training_faces.prepare((str(other), str(photos)), str(tmp_path / "names.txt"), True, 0.4, tmp_path / "cache", ALONE)
+    assert faces.identities == ["other/Ann", "other/Cy", "photos0/Ann", "photos0/Bo", "photos0/Zoë"]
+    assert faces.labels.tolist() == [0, 0, 1, 2, 2, 3, 4, 4]
+    rows, held_out, chosen = training_faces.hold_out(faces, "")
+    assert [faces.identities[k] for k in chosen] == ["other/Ann", "photos0/Bo"] and rows.tolist() == [6, 7]
+    with pytest.raises(UserError, match="names.txt:1: 'other/Cy' is not there"):
+        training_faces.prepare((str(photos),), str(tmp_path / "names.txt"), True, 0.4, tmp_path / "cache", ALONE)
 
 
 # ---- the caches ------------------------------------------------------------------------------------------------------

@@ -53,6 +53,27 @@ def image_folders(root: Path | str) -> dict[str, list[Path]]:
     return identity_folders(root)
 
 
+def joined_folders(roots: Sequence[Path | str]) -> dict[str, list[Path]]:
+    """image_folders of one folder; of several, all of them, identities called `<folder>/<identity>`.
+
+    Folders of one name are told apart by as much of their paths as it takes, so two identities never share a name.
+
+    Raises:
+        UserError: as image_folders; no folder is given, or one of them twice.
+    """
+    if len(roots) == 1:
+        return image_folders(roots[0])
+    parts = [Path(root).resolve().parts for root in roots]
+    for length in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return {f"{name}/{identity}": files for name, root in zip(names, roots, strict=True)
+                    for identity, files in image_folders(root).items()}
+    twice = [root for root, part in zip(roots, parts, strict=True) if parts.count(part) > 1]
+    raise UserError(f"{twice[0]}: is given twice; name each folder of faces once" if twice else
+                    "training.faces: is empty; give a folder of faces, or several, separated by commas")
+
+
 def select(folders: Mapping[str, Sequence[Path]], identities: int, images_per_identity: int, minimum_images: int = 1,
            leave_out: Collection[str] = ()) -> dict[str, list[Path]]:
     """The first `identities` identities and the first `images_per_identity` images of each, in file-name order; 0: all.

@@ -1,12 +1,14 @@
-"""The first stage's losses: pixels, a recogniser's early features and its embeddings."""
+"""The first stage's losses: pixels, colours, a recogniser's early features and its embeddings, and a discriminator."""
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from models.autoencoder import Autoencoder
 
+CHROMA = 1.0  # weight of the colours: most of an image is its brightness, and without this colours drift to brown
 PERCEPTUAL, IDENTITY = 0.1, 0.05  # weights of the recogniser's early features, and of 1 - cosine of its embeddings
 LATENT_NOISE = 0.1  # keeps neighbouring latents alike
 LATENT_PENALTY = 0.01  # of their mean square: without it the encoder would outgrow the noise
@@ -17,12 +19,15 @@ class DecodingLoss(nn.Module):
 
     Args:
         judge: images -> a recogniser's early feature maps and its embeddings.
+        discriminator, adversarial: of adversarial_loss, and the weight of its part that the decoder learns from; None: none.
     """
 
     def __init__(self, autoencoder: Autoencoder, judge: Callable[[Tensor], tuple[list[Tensor], Tensor]], bf16: bool,
-                 compiled: Callable[[Callable], Callable]) -> None:
+                 compiled: Callable[[Callable], Callable], discriminator: nn.Module | None = None,
+                 adversarial: float = 0.0) -> None:
         super().__init__()
         self.autoencoder, self.judge, self.bf16 = autoencoder, judge, bf16
+        self.discriminator, self.adversarial = discriminator, adversarial
         self.encode, self.difference = compiled(autoencoder.encode), compiled(self._difference)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -38,9 +43,11 @@ class DecodingLoss(nn.Module):
             with torch.no_grad():
                 features, embeddings = self.judge(images[:judged])
             decoded_features, decoded_embeddings = self.judge(decoded[:judged])
+            adversarial = 0.0 if self.discriminator is None else adversarial_loss(self.discriminator, decoded, images,
+                                                                                  self.adversarial)
         perceptual = sum(F.l1_loss(*pair) for pair in zip(decoded_features, features, strict=True))
         identity = (1 - F.cosine_similarity(decoded_embeddings, embeddings)).mean()
-        return F.l1_loss(decoded.float(), images) + PERCEPTUAL * perceptual + IDENTITY * identity
+        return pixel_loss(decoded.float(), images) + PERCEPTUAL * perceptual + IDENTITY * identity + adversarial
 
     def _autocast(self, images: Tensor) -> torch.autocast:
         return torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16)
@@ -54,3 +61,22 @@ class ContinuousLoss(DecodingLoss):
         with self._autocast(images):
             latents = self.encode(images).float()
         return self.difference(latents + LATENT_NOISE * noise, images) + LATENT_PENALTY * latents.square().mean()
+
+
+def pixel_loss(decoded: Tensor, images: Tensor) -> Tensor:
+    """The mean absolute difference, and CHROMA times that of the colours: what is left without each pixel's mean over RGB."""
+    difference = decoded - images
+    return difference.abs().mean() + CHROMA * (difference - difference.mean(dim=1, keepdim=True)).abs().mean()
+
+
+def adversarial_loss(discriminator: nn.Module, decoded: Tensor, images: Tensor, weight: float) -> Tensor:
+    """LDM's hinge loss (arXiv 2112.10752), both sides of it in one: each learns from its own part alone.
+
+    Args:
+        discriminator: images [B, 3, H, W] -> how real their patches look.
+        weight: of the part that the decoder learns from.
+    """
+    frozen = {name: weights.detach() for name, weights in discriminator.named_parameters()}
+    fooled = -functional_call(discriminator, frozen, (decoded,)).float().mean()
+    real, unreal = discriminator(images).float(), discriminator(decoded.detach()).float()
+    return weight * fooled + (F.relu(1 - real).mean() + F.relu(1 + unreal).mean()) / 2

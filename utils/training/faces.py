@@ -1,5 +1,7 @@
 """The faces that the generator is trained on: found once, cut out once, embedded once; all of it cached on disk.
 
+What is cached is of all faces of the folders, so that other lists of who is left or held out cost nothing.
+
 <cache>/landmarks.npz              where the face of each image is
         failures.csv               identity, image, reason: images without a face
         crops-<size>-<crop>.npy    [N, size, size, 3] uint8 RGB
@@ -10,9 +12,9 @@ Beside each lies the record of what it was made from.
 """
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +51,15 @@ AHEAD = 256  # images read ahead of the writing
 
 @dataclass(frozen=True)
 class TrainingFaces:
-    """The faces found in a folder.
+    """The faces found in one folder or several.
 
     Attributes:
         files: [N] image files with a face.
         labels: [N] int64, the identity of each as its place in `identities`.
-        identities: names.
+        identities: names; of several folders `<folder>/<name>`.
         landmarks: [N, 5, 2] float64, px of the image; None where images are taken whole.
-        digest: of the images' names and sizes and of how the faces were found.
+        digest: of the images' names and contents and of how the faces were found.
+        left_out: names of the identities that are not to be used.
     """
 
     files: list[Path]
@@ -64,37 +67,60 @@ class TrainingFaces:
     identities: list[str]
     landmarks: np.ndarray | None
     digest: str
+    left_out: Collection[str] = ()
 
 
-def prepare(root: str, leave_out: str, whole: bool, minimum_face: float, cache: Path, ranks: Ranks) -> TrainingFaces:
-    """The faces of a folder, found once, by rank 0.
+def prepare(roots: Sequence[str], leave_out: str, whole: bool, minimum_face: float, cache: Path, ranks: Ranks) -> TrainingFaces:
+    """The faces of some folders, found once, by rank 0.
 
     Args:
-        root: training.faces.
+        roots: training.faces.
         leave_out: training.leave_out, a file with names of identities not to use; empty: none.
         whole: images are cut-out faces already.
         minimum_face: the smallest face to look for, as a part of the image's shorter side.
     Raises:
         UserError: there is no face, nobody is left, or a name in leave_out is unknown.
     """
-    folders = face_folders.image_folders(root)
-    left_out = read_names(leave_out, "training.leave_out", folders) if leave_out else ()
-    folders = {name: files for name, files in folders.items() if name not in left_out}
-    if not folders:
-        raise UserError(f"training.leave_out: leaves nobody of {root}; name fewer identities")
+    folders = face_folders.joined_folders(roots)
+    left_out = read_names(leave_out, "training.leave_out", folders) if leave_out else set()
+    if len(left_out) == len(folders):
+        raise UserError(f"training.leave_out: leaves nobody of {','.join(roots)}; name fewer identities")
 
     faces = ranks.main_first(lambda: find(folders, cache, whole, minimum_face, ranks.device))
     missing = sum(map(len, folders.values())) - len(faces.files)
-    ranks.print(f"{root}: {len(faces.files)} faces of {len(faces.identities)} people"
-                + (f"; {missing} images without a face are listed in {cache / 'failures.csv'}" if missing else ""))
-    return faces
+    ranks.print(f"{','.join(roots)}: {len(faces.files)} faces of {len(faces.identities)} people"
+                + (f"; {missing} images without a face are listed in {cache / 'failures.csv'}" if missing else "")
+                + (f"; {len(left_out)} people are left out" if left_out else ""))
+    return replace(faces, left_out=left_out)
 
 
-def hold_out(faces: TrainingFaces) -> tuple[np.ndarray, np.ndarray]:
-    """Which faces are held out [N] bool, and whose they are: numbers of identities."""
-    identities = len(faces.identities)
-    chosen = held_out(np.arange(identities), identities, HELD_OUT_PART, MOST_HELD_OUT)
-    return np.isin(faces.labels, chosen), chosen
+def hold_out(faces: TrainingFaces, names: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Who is trained on and who is held out, nobody of them left out.
+
+    Args:
+        names: training.held_out, a file with names of identities; empty: one in HELD_OUT_PART, evenly spread.
+    Returns:
+        the rows of the faces to train on, those of the faces held out, and the numbers of the identities held out.
+    Raises:
+        UserError: a name is unknown, left out or without a face, or fewer than two people are left to train on.
+    """
+    used = np.array([number for number, name in enumerate(faces.identities) if name not in faces.left_out], dtype=np.int64)
+    if names:
+        listed = read_names(names, "training.held_out", [faces.identities[number] for number in used])
+        chosen = np.array([number for number in used if faces.identities[number] in listed], dtype=np.int64)
+        if min(len(chosen), len(used) - len(chosen)) < 2:
+            raise UserError(f"{names}: holds {len(chosen)} of {len(used)} people out (training.held_out); at least two are to be "
+                            "held out, and two to be left to train on")
+    else:
+        chosen = held_out(used, len(used), HELD_OUT_PART, MOST_HELD_OUT)
+    return (np.flatnonzero(np.isin(faces.labels, used) & ~np.isin(faces.labels, chosen)),
+            np.flatnonzero(np.isin(faces.labels, chosen)), chosen)
+
+
+def decides(faces: TrainingFaces, leave_out: str, held_out: str) -> dict[str, Any]:
+    """What of the faces decides a training run, for its record."""
+    lists = {"training.leave_out": leave_out, "training.held_out": held_out}
+    return {"faces": faces.digest} | {name: file_digest(file) if file else None for name, file in lists.items()}
 
 
 def find(folders: Mapping[str, Sequence[Path]], cache: Path, whole: bool, minimum_face: float,
@@ -109,20 +135,19 @@ def find(folders: Mapping[str, Sequence[Path]], cache: Path, whole: bool, minimu
     Raises:
         UserError: no image has a face.
     """
-    files = [file for images in folders.values() for file in images]
+    names, files = list(folders), [file for images in folders.values() for file in images]
     labels = np.repeat(np.arange(len(folders)), [len(images) for images in folders.values()])
     digest = text_digest(f"{face_folders.listing(folders)} {whole} {minimum_face} {DETECTOR}")
     landmarks, found = None, np.ones(len(files), dtype=bool)
     if not whole:
         landmarks, failures = _landmarks(files, cache / "landmarks.npz", digest, minimum_face, device)
-        write_list(cache, "failures", {(files[i].parent.name, files[i].name): reason for i, reason in failures.items()})
+        write_list(cache, "failures", {(names[labels[i]], files[i].name): reason for i, reason in failures.items()})
         found = np.isfinite(landmarks).all(axis=(1, 2))
         if not found.any():
             raise UserError(f"{os.path.commonpath(files)}: no face was found in its {len(files)} images; see "
                             f"{cache / 'failures.csv'}")
         landmarks = landmarks[found]
     kept, labels = np.unique(labels[found], return_inverse=True)
-    names = list(folders)
     return TrainingFaces([file for file, has_face in zip(files, found, strict=True) if has_face], labels,
                          [names[number] for number in kept], landmarks, digest)
 
@@ -189,6 +214,18 @@ def crop(image: np.ndarray, landmarks: np.ndarray | None, size: int, margin: int
     large = cv2.warpAffine(image, similarity_transform(landmarks, template), (enlarged * size, enlarged * size),
                            flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return cv2.resize(large, (size, size), interpolation=cv2.INTER_AREA)
+
+
+def part_outside(landmarks: np.ndarray, height: int, width: int, margin: int) -> float:
+    """The part of a crop that lies outside its image, where the border is repeated: 0 is a whole head, unless it is cut off.
+
+    Args:
+        landmarks: [5, 2], px of the image of that height and width.
+        margin: as in `crop`.
+    """
+    canvas = SIZE + 2 * margin
+    M = similarity_transform(landmarks, ARCFACE + margin)
+    return 1 - float(cv2.warpAffine(np.ones((height, width), np.float32), M, (canvas, canvas)).mean())
 
 
 def of_canvas(crops: torch.Tensor, margin: int | None) -> torch.Tensor:

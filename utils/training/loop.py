@@ -226,7 +226,8 @@ class Training:
         value = loss(*batch)
         self.optimizer.zero_grad()
         value.backward()
-        norms = torch.stack([nn.utils.clip_grad_norm_(network.parameters(), largest) for network, largest in self.clip])
+        norms = torch.stack([nn.utils.clip_grad_norm_(network.parameters(), largest).to(value.device)  # 0 lies on the CPU
+                             for network, largest in self.clip])
         self.optimizer.step()
         self.finite &= value.isfinite() & norms.isfinite().all()
         self.totals += torch.stack([value.detach().double(), norms.norm().double(), self.totals.new_ones(())])

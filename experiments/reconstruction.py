@@ -1,0 +1,71 @@
+"""How much the first stage loses: held-out faces encoded and decoded, with and without the codebook.
+
+Reads   training.faces, model.first_stage_encoder, model.first_stage_decoder, scores.recogniser: one that the first stage was
+        not trained with
+Writes  <output>/reconstruction/<encoder's folder>.png: faces, above their reconstructions with and without the codebook (real
+        faces: keep it to yourself)
+        <output>/faces/<folder>/: the faces that were found and cut out, cached
+
+    python -m experiments.reconstruction align.minimum_face=30 scores.recogniser=data/mobilefacenet_independent.ncnn.param
+
+No generator behind it can be better than this. The line without the codebook says what its number of codes costs.
+"""
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from config import places
+from config.load import load_config
+from models.published import load_backbone, load_first_stage
+from models.sizes import SIZES
+from utils.evaluation.reconstruction import reconstruction_errors
+from utils.recognition.augmentation import normalise
+from utils.runtime import ranks as distributed
+from utils.runtime.errors import run_script
+from utils.runtime.figures import contact_sheet
+from utils.training import faces as training_faces
+
+FACES, BATCH, SHEET = 500, 16, 12
+
+
+@torch.no_grad()
+def main() -> None:
+    config = load_config(__doc__, reads=("paths", "model", "scores", "align", "training"))
+    settings, ranks, cache = config.training, distributed.setup(config.device), places.face_cache(config)
+    autoencoder = load_first_stage(config.model.first_stage_encoder, config.model.first_stage_decoder).to(ranks.device).eval()
+    recogniser = load_backbone(config.scores.recogniser).to(ranks.device)
+    whole, size = settings.crop == "whole", SIZES[settings.size]["image_size"]
+    faces = training_faces.prepare(settings.faces, settings.leave_out, whole, config.align.minimum_face / 128, cache, ranks)
+    crops = training_faces.crops(faces, cache, size, training_faces.MARGIN)
+    _, held_out, _ = training_faces.hold_out(faces, settings.held_out)
+    chosen = held_out[np.linspace(0, len(held_out) - 1, min(FACES, len(held_out)), dtype=int)]
+    images = normalise(torch.from_numpy(crops[chosen]).permute(0, 3, 1, 2))
+
+    decoded = {"with the codebook": [], "without": []}
+    for part in tqdm(images.split(BATCH), desc="encode and decode", unit="batch"):
+        latents = autoencoder.encode(part.to(ranks.device))
+        decoded["with the codebook"].append(autoencoder.decode(latents).cpu())
+        decoded["without"].append(autoencoder.vq.decode(latents, force_not_quantize=True).sample.cpu())
+    decoded = {name: torch.cat(parts).clamp(-1, 1) for name, parts in decoded.items()}
+
+    def embeddings_of(faces: torch.Tensor) -> torch.Tensor:
+        canvas = (training_faces.of_canvas(part, 0 if whole else training_faces.MARGIN) for part in faces.split(BATCH))
+        return torch.cat([recogniser(part.to(ranks.device)).float().cpu() for part in canvas])
+
+    before = embeddings_of(images)
+    print(f"{len(chosen)} held-out faces; {config.model.first_stage_encoder}")
+    for name, faces_after in decoded.items():
+        errors = reconstruction_errors(images, faces_after)
+        cosine = F.cosine_similarity(before, embeddings_of(faces_after)).mean().item()
+        print(f"{name}: PSNR {errors['psnr']:.2f} dB, chroma error {errors['chroma_error']:.2f}, mean error of red, green, blue "
+              f"{errors['red']:+.2f} {errors['green']:+.2f} {errors['blue']:+.2f} grey levels, gradient {errors['gradient']:.3f}"
+              f", cosine of embeddings {cosine:.3f}")
+    file = places.reconstruction_sheet(config)
+    rows = torch.stack([images, *decoded.values()])[:, :: max(1, len(images) // SHEET)][:, :SHEET]
+    contact_sheet(((rows + 1) * 127.5).round().byte().permute(0, 1, 3, 4, 2).numpy(), file)
+    print(f"{file}: faces, with the codebook, without")
+
+
+if __name__ == "__main__":
+    run_script(main)
