@@ -15,10 +15,9 @@ and the decoder goes on learning from quantised latents. Running the same comman
 if __name__ == "__main__":
     from utils.runtime.errors import listen
     listen()  # the imports take seconds
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,8 +28,9 @@ from config import places
 from config.load import load_config
 from models.autoencoder import Autoencoder, to_published
 from models.patch_discriminator import PatchDiscriminator
-from models.published import backbone_digest, load_backbone, require_gradients
+from models.published import load_backbone, require_gradients
 from models.sizes import SIZES
+from utils.diffusion.latent_diffusion import to_uint8
 from utils.evaluation.reconstruction import reconstruction_errors
 from utils.recognition.augmentation import normalise
 from utils.runtime import ranks as distributed
@@ -40,7 +40,7 @@ from utils.runtime.files import write_safetensors
 from utils.runtime.records import Record
 from utils.training import faces as training_faces
 from utils.training.autoencoder_loss import ContinuousLoss, DecodingLoss
-from utils.training.loop import Budget, Draws, Training, batch_rows
+from utils.training.loop import Budget, Draws, Training, drawn_batches
 
 BATCH_SIZE, LEARNING_RATE = 16, 8e-4  # images on all devices together; of AdamW, at its highest
 CONTINUOUS = 0.7  # of the training: then the encoder is frozen and latents are quantised
@@ -59,6 +59,7 @@ def main() -> None:
 
     # the faces, those of the held-out identities apart
     recogniser = require_gradients(load_backbone(config.contexts.recogniser), config.contexts.recogniser)
+    recogniser = recogniser.to(ranks.device, memory_format=torch.channels_last).requires_grad_(False).eval()
     faces = training_faces.prepare(settings.faces, settings.leave_out, settings.crop == "whole",
                                    config.align.minimum_face / 128, cache, ranks)
     crops = ranks.main_first(lambda: training_faces.crops(faces, cache, size["image_size"], training_faces.MARGIN))
@@ -74,7 +75,6 @@ def main() -> None:
     autoencoder = Autoencoder(**size["first_stage"]).to(ranks.device, memory_format=torch.channels_last)
     autoencoder.vq.quantize.requires_grad_(False)  # k-means fits it
     bf16 = distributed.use_bf16(settings.precision, ranks.device)
-    recogniser = recogniser.to(ranks.device, memory_format=torch.channels_last).requires_grad_(False).eval()
     discriminator = None
     if settings.adversarial:
         discriminator = PatchDiscriminator().to(ranks.device, memory_format=torch.channels_last)
@@ -88,22 +88,20 @@ def main() -> None:
         images = torch.from_numpy(crops[numbers]).to(ranks.device, non_blocking=True).permute(0, 3, 1, 2)
         return normalise(images).contiguous(memory_format=torch.channels_last)
 
-    def batches(step: int, with_noise: bool) -> Iterator[tuple[torch.Tensor, ...]]:
-        while True:
-            draws = Draws(settings.seed, step, BATCH_SIZE, ranks)
-            images = batch_of(rows[batch_rows(len(rows), BATCH_SIZE, settings.seed, step, ranks)])
-            images = torch.where((draws.uniform() < 0.5)[:, None, None, None], images.flip(3), images)
-            side = images.shape[-1] // autoencoder.factor
-            yield (images, draws.normal(size["first_stage"]["code_channels"], side, side)) if with_noise else (images,)
-            step += 1
+    def mirrored(draws: Draws, numbers: np.ndarray) -> tuple[torch.Tensor]:
+        images = batch_of(rows[numbers])
+        return (torch.where((draws.uniform() < 0.5)[:, None, None, None], images.flip(3), images),)
+
+    def with_noise(draws: Draws, numbers: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        images, = mirrored(draws, numbers)
+        side = images.shape[-1] // autoencoder.factor
+        return images, draws.normal(size["first_stage"]["code_channels"], side, side)
 
     # the run's record, and the state to continue from
     record = Record(folder / "autoencoder.json", {
-        **training_faces.decides(faces, settings.leave_out, settings.held_out), "training.crop": settings.crop,
-        "training.size": settings.size, "training.seed": settings.seed,
-        "contexts.recogniser": backbone_digest(config.contexts.recogniser),
-        "training.adversarial": settings.adversarial or None}, "training.name",
-        contents=folder / "autoencoder_state.pt", may_change={"training.length": settings.length})
+        **training_faces.decides(faces, asdict(settings), config.contexts.recogniser),
+        "training.adversarial": settings.adversarial or None}, "training.name", contents=folder / "autoencoder_state.pt",
+        may_change={"training.length": settings.length})
     ranks.on_main(lambda: record.begin(config=asdict(config)))
     trained = [weight for network in networks.values() for weight in network.parameters() if weight.requires_grad]
     training = Training("autoencoder", folder / "autoencoder_state.pt", folder / "autoencoder.csv", ranks, budget,
@@ -124,22 +122,23 @@ def main() -> None:
                 decoded = reconstruct(autoencoder, images, quantised).clamp(-1, 1)
                 reconstructions.append((images.cpu(), decoded.float().cpu()))
                 cosines.append(F.cosine_similarity(judge(images)[1], judge(decoded)[1]))
-        write_sheet(autoencoder, batch_of(validation_rows[:SHEET]), quantised, folder / "autoencoder.png")
         images, decoded = (torch.cat(parts) for parts in zip(*reconstructions, strict=True))
+        contact_sheet([to_uint8(row[:SHEET]).numpy() for row in (images, decoded)], folder / "autoencoder.png")
         error = (decoded - images).abs().mean().item()
         return {"pixel_error": error, "cosine": torch.cat(cosines).mean().item(), **reconstruction_errors(images, decoded),
                 "score": -error}
 
     # continuous, then quantised
+    batches = partial(drawn_batches, len(rows), BATCH_SIZE, settings.seed, ranks)
     compiled = partial(distributed.compiled, device=ranks.device) if settings.compile else lambda f: f
     if not training.notes.get("quantised"):
-        training.run(partial(batches, with_noise=True), ContinuousLoss(autoencoder, judge, bf16, compiled), validate, VALIDATIONS,
+        training.run(batches(make=with_noise), ContinuousLoss(autoencoder, judge, bf16, compiled), validate, VALIDATIONS,
                      until=CONTINUOUS)
         quantise(autoencoder, crops, rows, batch_of, ranks, settings.seed)
         training.notes["quantised"] = True
         training.save()
     freeze_encoder(autoencoder)
-    training.run(partial(batches, with_noise=False), DecodingLoss(
+    training.run(batches(make=mirrored), DecodingLoss(
         autoencoder, judge, bf16, compiled, discriminator, settings.adversarial), validate, VALIDATIONS)
 
     if ranks.is_main:
@@ -187,13 +186,6 @@ def freeze_encoder(autoencoder: Autoencoder) -> None:
         module.requires_grad_(False)
         for parameter in module.parameters():
             parameter.grad = None
-
-
-@torch.no_grad()
-def write_sheet(autoencoder: Autoencoder, images: torch.Tensor, quantised: bool, file: Path) -> None:
-    both = torch.stack([images, reconstruct(autoencoder, images, quantised)]).clamp(-1, 1)
-    pixels = ((both + 1) * 127.5).round().byte().permute(0, 1, 3, 4, 2).cpu().numpy()
-    contact_sheet(pixels, file)
 
 
 if __name__ == "__main__":

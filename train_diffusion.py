@@ -16,18 +16,17 @@ The checkpoint with the best FDR on contexts of held-out people is kept. Running
 if __name__ == "__main__":
     from utils.runtime.errors import listen
     listen()  # the imports take seconds
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers.training_utils import EMAModel
-from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LRScheduler
 
 from config import places
 from config.load import load_config
-from models.published import backbone_digest, load_backbone, load_first_stage, require_gradients
+from models.published import load_backbone, load_first_stage, require_gradients
 from models.published_writer import trained_weights, write_diffusion
 from models.schedule import linear_betas
 from models.sizes import SIZES, unet_settings
@@ -41,7 +40,7 @@ from utils.runtime.records import Record
 from utils.training import faces as training_faces
 from utils.training.extras import EXTRAS, Partners, altered, context_scale
 from utils.training.generator_loss import GeneratorLoss
-from utils.training.loop import Budget, Draws, Training, batch_rows
+from utils.training.loop import Budget, Draws, Training, drawn_batches
 from utils.training.validation import held_out_scores, plot_curves
 
 VALIDATIONS, VALIDATION_IDENTITIES = 5, 40
@@ -73,9 +72,7 @@ def main() -> None:
         faces, crops, cache, autoencoder, first_stage[0], ranks.device))
     rows, _, held_out_identities = training_faces.hold_out(faces, settings.held_out)
     partners = Partners(faces.labels[rows])
-    first_of = np.array([np.argmax(faces.labels == identity) for identity in held_out_identities])
-    half = (len(first_of) + 1) // 2 if len(first_of) >= 4 else len(first_of)
-    validation, tests = np.split(first_of, [min(VALIDATION_IDENTITIES, half)])
+    validation, tests = validation_and_tests(faces.labels, held_out_identities)
 
     # network, its average, optimiser, schedule
     torch.manual_seed(settings.seed)
@@ -87,11 +84,7 @@ def main() -> None:
         unet.load_state_dict(trained_weights(recipe.start_from, unet, scale, prediction))
     unet = unet.to(ranks.device, memory_format=torch.channels_last)
     average = EMAModel(unet.parameters(), decay=0.9999, use_ema_warmup=True, power=0.75, foreach=True)
-    if "adamw" in use:
-        optimizer, scheduler = torch.optim.AdamW(unet.parameters(), recipe.learning_rate, **EXTRAS["adamw"]), None
-    else:
-        optimizer = torch.optim.Adam(unet.parameters(), recipe.learning_rate)
-        scheduler = CosineAnnealingWarmRestarts(optimizer, T_0=10_000, T_mult=2)
+    optimizer, scheduler = optimiser(unet, recipe.learning_rate, "adamw" in use)
     bf16 = distributed.use_bf16(settings.precision, ranks.device)
     loss = GeneratorLoss(unet, autoencoder, recogniser, betas, use, config.extras.identity, bf16,
                          0 if settings.crop == "whole" else training_faces.MARGIN).to(ranks.device)
@@ -100,9 +93,7 @@ def main() -> None:
 
     # the run's record, and the state to continue from
     record = Record(folder / "diffusion.json", {
-        **training_faces.decides(faces, settings.leave_out, settings.held_out), "training.crop": settings.crop,
-        "training.size": settings.size, "training.seed": settings.seed,
-        "contexts.recogniser": backbone_digest(config.contexts.recogniser),
+        **training_faces.decides(faces, asdict(settings), config.contexts.recogniser),
         "first stage": list(map(file_digest, first_stage)),
         "diffusion.batch_size": recipe.batch_size, "diffusion.learning_rate": recipe.learning_rate,
         "diffusion.start_from": recipe.start_from, "extras.use": {name: EXTRAS[name] for name in sorted(use)}}, "training.name",
@@ -120,20 +111,15 @@ def main() -> None:
     def to_device(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(ranks.device, non_blocking=True)  # else it waits for the step before
 
-    def batches(step: int) -> Iterator[tuple[torch.Tensor, ...]]:
-        """x_0, noise, t, contexts as the network sees them, contexts as they are; this rank's share of each step."""
-        unet.train()
-        while True:
-            draws = Draws(settings.seed, step, recipe.batch_size, ranks)
-            numbers = batch_rows(len(rows), recipe.batch_size, settings.seed, step, ranks)
-            mirrored = (draws.uniform_on_host() < 0.5).astype(int)
-            x_0 = to_device(latents[mirrored, rows[numbers]].astype(np.float32))
-            noise, t = draws.normal(*latent_shape), draws.integers(len(betas))
-            own = to_device(contexts[rows[numbers]])
-            other = to_device(contexts[rows[partners.other(numbers, draws.uniform_on_host())]])
-            x_0, shown = altered(x_0, own, other, use, draws)
-            yield x_0.contiguous(memory_format=torch.channels_last), noise, t, shown, own
-            step += 1
+    def batch(draws: Draws, numbers: np.ndarray) -> tuple[torch.Tensor, ...]:
+        """x_0, noise, t, contexts as the network sees them, contexts as they are."""
+        mirrored = (draws.uniform_on_host() < 0.5).astype(int)
+        x_0 = to_device(latents[mirrored, rows[numbers]].astype(np.float32))
+        noise, t = draws.normal(*latent_shape), draws.integers(len(betas))
+        own = to_device(contexts[rows[numbers]])
+        other = to_device(contexts[rows[partners.other(numbers, draws.uniform_on_host())]])
+        x_0, shown = altered(x_0, own, other, use, draws)
+        return x_0.contiguous(memory_format=torch.channels_last), noise, t, shown, own
 
     def averaged() -> ConditionalUNet:
         network = ConditionalUNet(**network_settings).to(ranks.device).eval()
@@ -150,10 +136,27 @@ def main() -> None:
     def keep() -> None:
         write_diffusion(folder, network_settings, averaged().state_dict(), betas, size["image_size"], prediction)
 
-    training.run(batches, loss, validate, VALIDATIONS, keep=keep, after_step=lambda: average.step(unet.parameters()))
+    unet.train()
+    training.run(drawn_batches(len(rows), recipe.batch_size, settings.seed, ranks, batch), loss, validate, VALIDATIONS, keep=keep,
+                 after_step=lambda: average.step(unet.parameters()))
     ranks.print(f"{folder}: {training.step} steps in {training.seconds / 60:.1f} minutes, best FDR {training.best:.3f} on "
                 f"{len(validation)} held-out people; sample with model.diffusion={folder}; look at {folder / 'samples.png'}")
     ranks.close()
+
+
+def validation_and_tests(labels: np.ndarray, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A face of each held-out identity: of those that choose the checkpoint, and of those that choose nothing."""
+    first_of = np.array([np.argmax(labels == identity) for identity in held_out])
+    half = (len(first_of) + 1) // 2 if len(first_of) >= 4 else len(first_of)
+    return first_of[: min(VALIDATION_IDENTITIES, half)], first_of[min(VALIDATION_IDENTITIES, half):]
+
+
+def optimiser(unet: ConditionalUNet, rate: float, adamw: bool) -> tuple[torch.optim.Optimizer, LRScheduler | None]:
+    """The miniature's, whose schedule is the loop's, or IDiff-Face's."""
+    if adamw:
+        return torch.optim.AdamW(unet.parameters(), rate, **EXTRAS["adamw"]), None
+    adam = torch.optim.Adam(unet.parameters(), rate)
+    return adam, CosineAnnealingWarmRestarts(adam, T_0=10_000, T_mult=2)
 
 
 def first_stage_files(folder: Path, encoder: str, decoder: str) -> tuple[Path, Path]:

@@ -9,7 +9,6 @@ Writes  <output>/training/<name>/recogniser.safetensors, recogniser.csv
 No label is used: the loss is 1 - cosine between the embedding of a face and the teacher's (arXiv 1503.02531 of features).
 People held out from the training of the generator are held out here too, and measured.
 """
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ from utils.runtime import ranks as distributed
 from utils.runtime.errors import run_script
 from utils.runtime.files import write_safetensors
 from utils.training import faces as training_faces
-from utils.training.loop import Budget, Draws, Training, batch_rows
+from utils.training.loop import Budget, Draws, Training, drawn_batches
 
 MINUTES, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY, VALIDATIONS = 20.0, 64, 3e-3, 0.05, 20
 JITTER = 3  # px: the canvas lies so much off, as a detector would put it
@@ -74,21 +73,17 @@ def main() -> None:
     def images_of(numbers: np.ndarray) -> torch.Tensor:
         return normalise(torch.from_numpy(crops[numbers]).to(device).permute(0, 3, 1, 2))
 
-    def batches(step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        while True:
-            student.train()
-            draws = Draws(settings.seed, step, BATCH_SIZE, ranks)
-            numbers = rows[batch_rows(len(rows), BATCH_SIZE, settings.seed, step, ranks)]
-            top, left, low = (int(draws.integers(high)[0]) for high in (2 * JITTER + 1, 2 * JITTER + 1, SIZE - LOWEST))
-            images = images_of(numbers)[..., top : top + SIZE, left : left + SIZE]
-            images = torch.where((draws.uniform() < 0.5)[:, None, None, None], images.flip(3), images)
-            blurred = F.interpolate(F.interpolate(images, (LOWEST + low, LOWEST + low), mode="bilinear", antialias=True),
-                                    (SIZE, SIZE), mode="bilinear")
-            images = torch.where((draws.uniform() < BLURRED)[:, None, None, None], blurred, images)
-            brighter, contrast = ((draws.uniform() - 0.5)[:, None, None, None] for _ in range(2))
-            images = (images * (1 + 0.4 * contrast) + 0.4 * brighter).clamp(-1, 1)
-            yield images.contiguous(memory_format=torch.channels_last), torch.from_numpy(wanted[numbers]).to(device)
-            step += 1
+    def batch(draws: Draws, numbers: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        student.train()
+        top, left, low = (int(draws.integers(high)[0]) for high in (2 * JITTER + 1, 2 * JITTER + 1, SIZE - LOWEST))
+        images = images_of(rows[numbers])[..., top : top + SIZE, left : left + SIZE]
+        images = torch.where((draws.uniform() < 0.5)[:, None, None, None], images.flip(3), images)
+        blurred = F.interpolate(F.interpolate(images, (LOWEST + low, LOWEST + low), mode="bilinear", antialias=True),
+                                (SIZE, SIZE), mode="bilinear")
+        images = torch.where((draws.uniform() < BLURRED)[:, None, None, None], blurred, images)
+        brighter, contrast = ((draws.uniform() - 0.5)[:, None, None, None] for _ in range(2))
+        images = (images * (1 + 0.4 * contrast) + 0.4 * brighter).clamp(-1, 1)
+        return images.contiguous(memory_format=torch.channels_last), torch.from_numpy(wanted[rows[numbers]]).to(device)
 
     def scores_of(embeddings: np.ndarray) -> dict[str, float]:
         return metrics(score_distributions(embeddings, faces.labels[tests]))
@@ -107,7 +102,7 @@ def main() -> None:
     of_teacher = scores_of(np.array(wanted[tests]))
     ranks.print(f"the teacher, on {len(tests)} images of held-out people: FDR {of_teacher['fdr']:.2f}, "
                 f"EER {of_teacher['eer']:.4f}")
-    training.run(batches, loss, validate, VALIDATIONS, keep=lambda: None)
+    training.run(drawn_batches(len(rows), BATCH_SIZE, settings.seed, ranks, batch), loss, validate, VALIDATIONS)
     if ranks.is_main:
         write_safetensors(file, student.state_dict())
         print(f"{file}: {training.step} steps; cosine with the teacher on held-out people {training.best:.3f} at best")

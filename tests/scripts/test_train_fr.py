@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import train_fr
 from models.backbones import BACKBONES
+from tests.running import killed_at as killed
 from tests.tiny_training import TinyNet
 from utils.faces.aligned import write_kept
 from utils.recognition import dynunc, recogniser_training
@@ -23,10 +24,6 @@ from utils.training import loop
 ROOT = Path(__file__).parents[2]
 KEEP = (0.8, 0.5, 0.1)
 IDENTITIES, IMAGES, HELD_OUT = 9, 5, 3  # 30 images to train on, of 6 people
-
-
-class Killed(BaseException):
-    """Nothing catches it, as nothing catches a kill."""
 
 
 @pytest.fixture(scope="module")
@@ -92,17 +89,8 @@ def test_killed_within_an_epoch_it_goes_on_as_if_nothing_had_been(train, tmp_pat
 
     monkeypatch.setattr(loop, "CHECK_STEPS", 2)
     monkeypatch.setattr(loop, "SAVE_SECONDS", -1)
-    step, calls = loop.Training._update, []
-
-    def killed_step(*args):
-        calls.append(1)
-        if len(calls) == killed_at:
-            raise Killed
-        return step(*args)
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Training, "_update", killed_step)
-        with pytest.raises(Killed):
-            train(tmp_path / "killed", **settings)
+    with killed(killed_at, loop.Training, "_update"):
+        train(tmp_path / "killed", **settings)
     folder = train(tmp_path / "killed", **settings)
     assert_same_training(folder, whole)
 
@@ -110,20 +98,11 @@ def test_killed_within_an_epoch_it_goes_on_as_if_nothing_had_been(train, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize("module, write, number", [(loop, "write_torch", 1), (loop, "write_torch", 2),
                                                    (train_fr, "write_safetensors", 1), (loop, "write_csv", 2)])
-def test_killed_while_saving_it_goes_on_as_if_nothing_had_been(train, tmp_path, monkeypatch, module, write, number):
+def test_killed_while_saving_it_goes_on_as_if_nothing_had_been(train, tmp_path, module, write, number):
     settings = {"is_original_train": "true"}
     whole = train(tmp_path / "whole", **settings)
-    original, calls = getattr(module, write), []
-
-    def killed_write(*args):
-        calls.append(1)
-        if len(calls) == number:
-            raise Killed
-        original(*args)
-    with monkeypatch.context() as patch:
-        patch.setattr(module, write, killed_write)
-        with pytest.raises(Killed):
-            train(tmp_path / "killed", **settings)
+    with killed(number, module, write):
+        train(tmp_path / "killed", **settings)
     assert_same_training(train(tmp_path / "killed", **settings), whole)
 
 

@@ -20,6 +20,7 @@ from models.published_writer import trained_weights
 from models.sizes import SIZES
 from models.unet import ConditionalUNet
 from tests.drawn_face import draw_face
+from tests.running import killed_at as killed
 from tests.tiny_generator import TINY, shrink
 from utils.identities import contexts
 from utils.runtime.errors import UserError
@@ -32,10 +33,6 @@ PEOPLE, IMAGES, SIZE = 8, 3, TINY["image_size"]
 SETTINGS = {"device": "cpu", "training.name": "t", "training.size": "tiny", "training.compile": "false",
             "training.precision": "fp32", "diffusion.batch_size": 4}
 STEPS = {"autoencoder": 10, "diffusion": 8}
-
-
-class Killed(BaseException):
-    """Nothing catches it, as nothing catches a kill."""
 
 
 @pytest.fixture(scope="module")
@@ -125,19 +122,9 @@ def test_images_without_a_face_are_listed(output):
 def test_killed_and_continued_it_follows_the_same_curve(stage, killed_at, output, faces, tmp_path, monkeypatch):
     whole = run(stage, monkeypatch, faces, own_copy(output, tmp_path / "whole"), **{"training.name": "whole"})
     monkeypatch.setattr(loop, "SAVE_SECONDS", -1)
-    update, calls = loop.Training._update, []
-
-    def killed(*args):
-        calls.append(1)
-        if len(calls) == killed_at:
-            raise Killed
-        update(*args)
-
     copy = own_copy(output, tmp_path / "killed")
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Training, "_update", killed)
-        with pytest.raises(Killed):
-            run(stage, patch, faces, copy, **{"training.name": "whole"})
+    with killed(killed_at, loop.Training, "_update"):
+        run(stage, monkeypatch, faces, copy, **{"training.name": "whole"})
     continued = run(stage, monkeypatch, faces, copy, **{"training.name": "whole"})
     np.testing.assert_allclose(losses(continued, stage), losses(whole, stage), rtol=0, atol=1e-5)
     assert losses(whole, stage).std() > 1e-3
@@ -185,6 +172,19 @@ def test_what_cannot_be_is_refused(stage, settings, words, output, faces, tmp_pa
     with pytest.raises(UserError, match=words):
         run(stage, monkeypatch, Path(settings.get("training.faces", faces)), own_copy(output, tmp_path / "o"),
             **({"training.name": "new"} | settings))
+
+
+@pytest.mark.slow
+def test_a_discriminator_judges_the_decoder_in_the_last_part(output, faces, tmp_path, monkeypatch):
+    settings = {"training.name": "judged", "training.adversarial": 0.5}
+    folder = run("autoencoder", monkeypatch, faces, own_copy(output, tmp_path / "o"), **settings)
+    judged, plain = losses(folder, "autoencoder"), losses(output / "training" / "t", "autoencoder")
+    np.testing.assert_array_equal(judged[:7], plain[:7])  # it is drawn after the autoencoder, and has no say in it yet
+    assert (np.abs(judged[7:] - plain[7:]) > 0.1).all()
+    state = torch.load(folder / "autoencoder_state.pt", weights_only=True)
+    assert state["discriminator"]["0.weight"].shape == (32, 3, 4, 4)
+    with pytest.raises(UserError, match="was made with training.adversarial = 0.5, now it is None"):
+        run("autoencoder", monkeypatch, faces, tmp_path / "o", **{"training.name": "judged"})
 
 
 @pytest.mark.slow

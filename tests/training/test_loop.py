@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import MultiStepLR, ReduceLROnPlateau
 
+from tests.running import Killed
 from utils.runtime import errors
 from utils.runtime.errors import Terminated, UserError
 from utils.runtime.files import write_torch
@@ -27,10 +28,6 @@ ITEMS, BATCH = 24, 5
 generator = torch.Generator().manual_seed(0)
 X = torch.randn(ITEMS, 4, generator=generator)
 Y = X @ torch.tensor([[1.0], [-2.0], [0.5], [3.0]]) + 0.1 * torch.randn(ITEMS, 1, generator=generator)
-
-
-class Killed(BaseException):
-    """Nothing catches it, as nothing catches a kill."""
 
 
 class Loss(nn.Module):

@@ -117,10 +117,11 @@ def hold_out(faces: TrainingFaces, names: str) -> tuple[np.ndarray, np.ndarray, 
             np.flatnonzero(np.isin(faces.labels, chosen)), chosen)
 
 
-def decides(faces: TrainingFaces, leave_out: str, held_out: str) -> dict[str, Any]:
-    """What of the faces decides a training run, for its record."""
-    lists = {"training.leave_out": leave_out, "training.held_out": held_out}
-    return {"faces": faces.digest} | {name: file_digest(file) if file else None for name, file in lists.items()}
+def decides(faces: TrainingFaces, settings: Mapping[str, Any], recogniser_file: str) -> dict[str, Any]:
+    """What decides stage 0's training runs alike, for their records; `settings`: of the group `training`, by name."""
+    return ({"faces": faces.digest, "contexts.recogniser": backbone_digest(recogniser_file)}
+            | {f"training.{name}": settings[name] for name in ("crop", "size", "seed")}
+            | {f"training.{name}": file_digest(settings[name]) if settings[name] else None for name in ("leave_out", "held_out")})
 
 
 def find(folders: Mapping[str, Sequence[Path]], cache: Path, whole: bool, minimum_face: float,

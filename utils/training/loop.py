@@ -7,6 +7,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -352,3 +353,12 @@ def batch_rows(items: int, batch: int, seed: int, step: int, ranks: Ranks) -> np
     places = np.arange(step * batch, (step + 1) * batch)[ranks.rank :: ranks.world_size]
     orders = {epoch: np.random.default_rng((seed, epoch)).permutation(items) for epoch in np.unique(places // items)}
     return np.array([orders[place // items][place % items] for place in places])
+
+
+def drawn_batches(items: int, batch: int, seed: int, ranks: Ranks,
+                  make: Callable[[Draws, np.ndarray], tuple]) -> Callable[[int], Iterator[tuple]]:
+    """What Training.run takes: from a step on, for each step what `make(its draws, this rank's share of the items)` gives."""
+    def batches(first: int) -> Iterator[tuple]:
+        for step in count(first):
+            yield make(Draws(seed, step, batch, ranks), batch_rows(items, batch, seed, step, ranks))
+    return batches
