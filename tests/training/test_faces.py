@@ -192,13 +192,13 @@ def test_people_are_held_out_by_name(tmp_path):
 
 def test_several_folders_are_one_training_set(photos, tmp_path):
     other = tmp_path / "other"
-    save_noise(other, "Ann/0.png", "Ann/1.png", "Cy/0.png")
+    save_noise(other, "Ann/0.png", "Ann/1.png", "Cy/0.png", "Di/0.png")
     (tmp_path / "names.txt").write_text("other/Cy\nphotos0/Ann\n")
     faces = training_faces.prepare((str(other), str(photos)), str(tmp_path / "names.txt"), True, 0.4, tmp_path / "cache", ALONE)
-    assert faces.identities == ["other/Ann", "other/Cy", "photos0/Ann", "photos0/Bo", "photos0/Zoë"]
-    assert faces.labels.tolist() == [0, 0, 1, 2, 2, 3, 4, 4]
+    assert faces.identities == ["other/Ann", "other/Cy", "other/Di", "photos0/Ann", "photos0/Bo", "photos0/Zoë"]
+    assert faces.labels.tolist() == [0, 0, 1, 2, 3, 3, 4, 5, 5]
     rows, held_out, chosen = training_faces.hold_out(faces, "")
-    assert [faces.identities[k] for k in chosen] == ["other/Ann", "photos0/Bo"] and rows.tolist() == [6, 7]
+    assert [faces.identities[k] for k in chosen] == ["other/Ann", "photos0/Bo"] and rows.tolist() == [3, 7, 8]
     with pytest.raises(UserError, match="names.txt:1: 'other/Cy' is not there"):
         training_faces.prepare((str(photos),), str(tmp_path / "names.txt"), True, 0.4, tmp_path / "cache", ALONE)
 
