@@ -285,3 +285,11 @@ def test_no_name_leads_out_of_the_output(setting, words):
 
 def test_the_output_itself_may_be_anywhere():
     assert resolve({}, {"paths.output": "../x", "paths.run": "demo/far"}).paths.output == "../x"
+
+
+def test_a_list_of_folders_may_lie_at_home_and_records_of_one_folder_are_read(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    config = load("training.faces=~/a, data/b")
+    assert config.training.faces == ("/home/ann/a", "data/b")
+    earlier = dataclasses.asdict(config) | {"training": dataclasses.asdict(config.training) | {"faces": "data/c"}}
+    assert from_record(earlier).training.faces == ("data/c",)

@@ -85,3 +85,8 @@ def test_backbones_in_one_folder_of_the_output_do_not_share_a_verification():
 def test_the_cache_of_faces_has_a_name_whatever_way_their_folder_is_written():
     for faces in ("data/faces", "data/faces/", "data/other/../faces", "data/faces/."):
         assert places.face_cache(resolve({}, {"paths.output": "out", "training.faces": faces})) == Path("out/faces/faces")
+
+
+def test_several_folders_of_faces_have_a_cache_of_their_own():
+    assert places.face_cache(load("training.faces=data/lfw,~/more/celeba")) == Path("output/faces/lfw+celeba")
+    assert places.face_cache(load("training.faces=data/lfw,data/celeba"), ("data/test",)) == Path("output/faces/test")
