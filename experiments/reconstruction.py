@@ -8,7 +8,8 @@ Writes  <output>/reconstruction/<encoder's folder>.png: faces, above their recon
 
     python -m experiments.reconstruction align.minimum_face=30 scores.recogniser=data/mobilefacenet_independent.ncnn.param
 
-No generator behind it can be better than this. The line without the codebook says what its number of codes costs.
+No generator behind it can be better than this. The line without the codebook says what its number of codes costs; those of linear
+maps that keep as many numbers (principal components of blocks) say what the size of the latents would allow at least.
 """
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from utils.runtime.figures import contact_sheet
 from utils.training import faces as training_faces
 
 FACES, BATCH, SHEET = 500, 16, 12
+LINEAR_BLOCKS, LINEAR_FACES = (4, 8, 16), 1000  # px; training faces that the linear maps are fitted to
 
 
 @torch.no_grad()
@@ -38,7 +40,7 @@ def main() -> None:
     whole, size = settings.crop == "whole", SIZES[settings.size]["image_size"]
     faces = training_faces.prepare(settings.faces, settings.leave_out, whole, config.align.minimum_face / 128, cache, ranks)
     crops = training_faces.crops(faces, cache, size, training_faces.MARGIN)
-    _, held_out, _ = training_faces.hold_out(faces, settings.held_out)
+    rows, held_out, _ = training_faces.hold_out(faces, settings.held_out)
     chosen = held_out[np.linspace(0, len(held_out) - 1, min(FACES, len(held_out)), dtype=int)]
     images = normalise(torch.from_numpy(crops[chosen]).permute(0, 3, 1, 2))
 
@@ -48,6 +50,12 @@ def main() -> None:
         decoded["with the codebook"].append(autoencoder.decode(latents).cpu())
         decoded["without"].append(autoencoder.vq.decode(latents, force_not_quantize=True).sample.cpu())
     decoded = {name: torch.cat(parts).clamp(-1, 1) for name, parts in decoded.items()}
+
+    fitted_to = crops[rows[np.linspace(0, len(rows) - 1, min(LINEAR_FACES, len(rows)), dtype=int)]]
+    numbers = latents.shape[1] * latents.shape[2] ** 2 / images.shape[2] ** 2  # of a pixel
+    for block in LINEAR_BLOCKS:
+        decoded[f"linear, blocks of {block} px"] = linear_map(normalise(torch.from_numpy(fitted_to).permute(0, 3, 1, 2)), images,
+                                                              block, round(numbers * block**2)).clamp(-1, 1)
 
     def embeddings_of(faces: torch.Tensor) -> torch.Tensor:
         canvas = (training_faces.of_canvas(part, 0 if whole else training_faces.MARGIN) for part in faces.split(BATCH))
@@ -64,7 +72,18 @@ def main() -> None:
     file = places.reconstruction_sheet(config)
     rows = torch.stack([images, *decoded.values()])[:, :: max(1, len(images) // SHEET)][:, :SHEET]
     contact_sheet(((rows + 1) * 127.5).round().byte().permute(0, 1, 3, 4, 2).numpy(), file)
-    print(f"{file}: faces, with the codebook, without")
+    print(f"{file}: faces, with the codebook, without, {', '.join(list(decoded)[2:])}")
+
+
+def linear_map(fitted_to: torch.Tensor, images: torch.Tensor, block: int, numbers: int) -> torch.Tensor:
+    """Images [N, 3, H, W] of which that many principal components of each block of pixels are kept."""
+    def blocks(x: torch.Tensor) -> torch.Tensor:
+        return F.unfold(x, block, stride=block)  # [N, 3 block^2, blocks]
+
+    points = blocks(fitted_to).transpose(0, 1).flatten(1)
+    mean = points.mean(dim=1, keepdim=True)
+    kept = torch.linalg.eigh((points - mean) @ (points - mean).T)[1][:, -numbers:]
+    return F.fold(kept @ (kept.T @ (blocks(images) - mean)) + mean, images.shape[2:], block, stride=block)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from experiments.reconstruction import linear_map
 from utils.evaluation.reconstruction import reconstruction_errors
 
 LEVEL = 2 / 255  # a grey level of images in [-1, 1]
@@ -34,3 +35,12 @@ def test_blur_has_less_gradient_and_values_beyond_the_range_are_clipped():
     stripes[..., ::2] = -1
     assert reconstruction_errors(stripes, 0.5 * stripes)["gradient"] == pytest.approx(0.5)
     assert reconstruction_errors(torch.ones(1, 3, 4, 4) - stripes, 5 * stripes)["gradient"] == pytest.approx(2)
+
+
+def test_a_linear_map_keeps_what_its_components_span():
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.linalg.qr(torch.randn(48, 3, generator=generator))[0]
+    blocks = directions @ torch.randn(3, 10 * 16, generator=generator) + 0.3
+    images = F.fold(blocks.reshape(48, 10, 16).transpose(0, 1), (16, 16), 4, stride=4)
+    torch.testing.assert_close(linear_map(images, images, 4, 3), images, rtol=0, atol=1e-5)
+    assert (linear_map(images, images, 4, 2) - images).abs().max() > 0.05
