@@ -7,6 +7,8 @@ Writes  <run>/aligned/<identity>/<image>.png  112 x 112 RGB
         <run>/aligned/kept.csv                identity, image: the first align.keep_images faces of the first
                                               align.keep_identities identities that have enough
         <run>/aligned/align.json              settings and versions
+        <run>/aligned/outside_band.csv        align.band: identity, image, reason of faces that are not kept. It reads the
+                                              contexts (stage 1) and contexts.recogniser, and leaves cosines.npz
         <run>/aligned/README.md               a dataset card, where the images are the run's own samples
 
     python align.py
@@ -23,8 +25,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
 
 from config import places
+from config.config import Config
 from config.load import load_config
 from utils.faces.aligned import keep, merge, read_list, write_kept, write_list, write_lists
 from utils.faces.dataset_card import write_cards
@@ -32,23 +38,31 @@ from utils.faces.detection import DETECTOR, FaceBatches, in_processes
 from utils.faces.folders import contents, identity_folders, other_files
 from utils.faces.image_writer import ImageWriter, is_complete_png, png_size
 from utils.faces.template import SIZE, TEMPLATES, warp
+from utils.identities import contexts as identity_contexts
 from utils.runtime import ranks as distributed
 from utils.runtime.errors import UserError, run_script
+from utils.runtime.files import require_file, write_csv
 from utils.runtime.progress import StageBar, announce
-from utils.runtime.records import Record
+from utils.runtime.records import Record, decided
+
+if TYPE_CHECKING:
+    from utils.recognition.band import Band
 
 BATCH = 64  # images detected together
 SAVE_SECONDS = 10  # between two writings of the failures
+BAND_FIX = ("align.band compares faces with contexts by the recogniser that these are of, and that of the included generator is "
+            "not included; give it, or turn align.band off")
 
 
 def main() -> None:
-    config = load_config(__doc__, reads=("paths", "align"))
+    config = load_config(__doc__, reads=("paths", "contexts", "align"))
     ranks = distributed.setup(config.device)
     settings, run = config.align, places.run_folder(config)
     aligned, root = places.aligned(run), settings.images or places.samples(run)
     folders = identity_folders(root)
     outputs, others = output_files(folders, aligned), other_files(root)
     keys = {image_key(image) for image in (*outputs, *others)}
+    band = read_band(config, folders, ranks.device) if settings.band and ranks.is_main else None
 
     # the run's record: a folder begun with other settings is refused
     record = Record(places.alignment_record(aligned), {
@@ -105,12 +119,52 @@ def main() -> None:
         remove_faces_without_source(aligned, outputs.values())
         faces = {identity: [outputs[image] for image in images if image_key(image) not in failed]
                  for identity, images in folders.items()}
+        found = sum(map(len, faces.values()))
+        places.outside_band(aligned).unlink(missing_ok=True)  # of another band
+        if band:
+            every = {identity: [outputs[image] for image in images] for identity, images in folders.items()}
+            faces = faces_in_band(band, aligned, every, faces, settings.keep_images)
         kept = keep(faces, settings.keep_identities, settings.keep_images)
         write_kept(aligned, kept)
         write_cards(run)
-        print(closing_line(aligned, faces, len(outputs), kept, settings.keep_images)
+        print(closing_line(aligned, found, len(outputs), faces, kept, settings.keep_images)
               + (f"; {len(others)} other files are no images by their names" if others else ""))
     ranks.close()
+
+
+def read_band(config: Config, folders: Mapping[str, Sequence[Path]], device: torch.device) -> "Band":
+    """The band filter of the settings. Raises UserError where the contexts or their recogniser are missing, or are others."""
+    from models.published import backbone_digest, load_backbone
+    from utils.recognition.band import Band
+    from utils.recognition.embedding import embed
+
+    settings, file, run = config.align, places.contexts_file(config), places.run_folder(config)
+    recogniser = require_file(config.contexts.recogniser, "contexts.recogniser", BAND_FIX)
+    digest = backbone_digest(recogniser)
+    if Path(config.scores.recogniser).is_file() and backbone_digest(config.scores.recogniser) == digest:
+        raise UserError(f"scores.recogniser: is contexts.recogniser too ({recogniser}), and what it selects (align.band) it "
+                        "cannot judge; give another")
+    ids, contexts = identity_contexts.read(file)
+    content = identity_contexts.digest(ids, contexts)
+    if not settings.images and decided(places.run_record(run), ("contexts",), "run sample.py")["contexts"] != content:
+        raise UserError(f"{file}: holds other contexts than those of {run}; give the settings `contexts` of that run")
+    if unknown := folders.keys() - set(ids):
+        raise UserError(f"align.band: '{min(unknown)}' is no identity of {file}; give the contexts of these images "
+                        "(contexts.name), or turn align.band off")
+    return Band(*settings.band, dict(zip(ids, contexts, strict=True)),
+                partial(embed, load_backbone(recogniser), device=device, template=settings.template),
+                {"contexts": content, "contexts.recogniser": digest, "align.template": settings.template})
+
+
+def faces_in_band(band: "Band", aligned: Path, every: Mapping[str, Sequence[Path]], faces: Mapping[str, Sequence[Path]],
+                  keep_images: int) -> dict[str, list[Path]]:
+    """The faces that lie in the band; the others are listed. `every`: the face of every image, found or not."""
+    found, file = sum(map(len, faces.values())), places.outside_band(aligned)
+    outside = band.outside(every, faces, places.cosines(aligned), keep_images or -(-found // len(faces)))
+    write_csv(file, ("identity", "image", "reason"), sorted((*image_key(face), reason) for face, reason in outside.items()))
+    above = sum(" above " in reason for reason in outside.values())
+    print(f"{file}: {len(outside)} of {found} faces lie outside the band, {len(outside) - above} below and {above} above")
+    return {identity: [face for face in files if face not in outside] for identity, files in faces.items()}
 
 
 def image_key(image: Path) -> tuple[str, str]:
@@ -137,9 +191,8 @@ def output_files(folders: Mapping[str, Sequence[Path]], aligned: Path) -> dict[P
     return outputs
 
 
-def closing_line(aligned: Path, faces: Mapping[str, Sequence[Path]], images: int, kept: Mapping[str, Sequence[Path]],
-                 keep_images: int) -> str:
-    found = sum(map(len, faces.values()))
+def closing_line(aligned: Path, found: int, images: int, faces: Mapping[str, Sequence[Path]],
+                 kept: Mapping[str, Sequence[Path]], keep_images: int) -> str:
     enough = sum(len(files) >= max(keep_images, 1) for files in faces.values())
     return (f"{aligned}: {found} of {images} faces aligned ({found / images:.2%}), {images - found} failed, see "
             f"failures.csv; {enough} of {len(faces)} identities have {max(keep_images, 1)} or more faces, "

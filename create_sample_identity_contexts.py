@@ -80,6 +80,8 @@ def deciding_settings(settings: Contexts) -> dict[str, Any]:
         recogniser = require_file(settings.recogniser, "contexts.recogniser", RECOGNISER_FIX)
         decides = {"faces": listing(identity_folders(settings.faces)), "per": settings.per,
                    "recogniser": backbone_digest(recogniser)}
+    if settings.source in ("uniform", "gaussian") and settings.highest_cosine < 1:  # 1: which earlier records do not name
+        decides["highest_cosine"] = settings.highest_cosine
     return {f"contexts.{name}": value for name, value in ({"source": settings.source} | decides).items()}
 
 
@@ -97,10 +99,12 @@ def make(settings: Contexts, device: str) -> tuple[list[str], np.ndarray]:
         # Zero-padded, so that file-name order is the contexts' order.
         ids = [f"{row:06d}" for row in range(settings.number)]
         if settings.source == "uniform":
-            return ids, identity_contexts.uniform(settings.number, settings.dimension, settings.seed)
+            return ids, identity_contexts.uniform(settings.number, settings.dimension, settings.seed,
+                                                  settings.highest_cosine)
         statistics = read_npz(settings.statistics, ("mean", "covariance"), fix=STATISTICS_FIX)
         check_statistics(settings.statistics, **statistics)
-        return ids, identity_contexts.gaussian(settings.number, **statistics, seed=settings.seed)
+        return ids, identity_contexts.gaussian(settings.number, **statistics, seed=settings.seed,
+                                               highest_cosine=settings.highest_cosine)
     if settings.source == "published":
         from models.published import load_contexts  # slow to import, and uniform contexts do without
         return load_contexts(settings.file)

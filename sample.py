@@ -14,9 +14,11 @@ if __name__ == "__main__":
     from utils.runtime.errors import listen
     listen()  # the imports take seconds
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,13 +29,15 @@ from config.config import Config
 from config.load import load_config
 from models import published
 from utils.diffusion import guidance, solvers, spacings
+from utils.diffusion.annealing import annealed
 from utils.diffusion.latent_diffusion import LatentDiffusion, to_uint8
-from utils.diffusion.noise import gaussian
+from utils.diffusion.noise import ANNEALING, CONE, DIRECTION, W, gaussian, uniform
 from utils.faces.dataset_card import write_cards
 from utils.faces.image_writer import ImageWriter, is_complete_png, png_size
 from utils.identities import contexts as identity_contexts
 from utils.identities import negatives as negative_contexts
 from utils.identities.negatives import STRATEGIES
+from utils.identities.perturbation import covariance_root, lowest_cosines, perturbed
 from utils.runtime import ranks as distributed
 from utils.runtime.errors import UserError, run_script
 from utils.runtime.figures import contact_sheet
@@ -44,7 +48,7 @@ from utils.runtime.smaller_batches import SmallerBatches, read_smaller_batches
 
 CHOICES = {"negatives.strategy": (*STRATEGIES, "custom"), "guidance.rule": guidance.RULES,
            "guidance.schedule": guidance.SCHEDULES, "sampling.solver": solvers.SOLVERS,
-           "sampling.spacing": spacings.SPACINGS}
+           "sampling.spacing": spacings.SPACINGS, "variety.w": guidance.W_PER_IMAGE}
 SHEET_ROWS, SHEET_COLUMNS = 16, 10
 
 
@@ -52,7 +56,8 @@ def main() -> None:
     if "--verify" in sys.argv:
         from experiments.witness import verify
         return verify(sys.argv[sys.argv.index("--verify") + 1 :])
-    config = load_config(__doc__, reads=("paths", "contexts", "negatives", "model", "guidance", "sampling"), choices=CHOICES)
+    config = load_config(__doc__, reads=("paths", "contexts", "negatives", "model", "guidance", "variety", "sampling"),
+                         choices=CHOICES)
     ranks, run, sampling = distributed.setup(config.device), places.run_folder(config), config.sampling
     sampler = Sampler(config, ranks.device)
 
@@ -118,7 +123,9 @@ class Sampler:
         self.model, weights = load_model(config.model, config.sampling, device)
         identity_contexts.check_contexts(file, self.ids, self.contexts, dimension=self.model.unet.context_emb.in_features)
         self.image_size = self.model.latent_shape[-1] * self.model.autoencoder.factor
-        self.guide = guidance.guided(**asdict(config.guidance))
+        if config.variety.cone < 1:
+            self.lowest = lowest_cosines(self.contexts, config.variety.cone, safe=config.variety.cone_bound == "safe")
+            self.root = covariance_root(self.contexts) if config.variety.cone_noise == "contexts" else None
         self.timesteps = spacings.timesteps(self.sampling.spacing, self.sampling.solver, self.sampling.steps, self.model.betas)
         self.decides = {f"guidance.{name}": value for name, value in asdict(config.guidance).items()} | {
             f"sampling.{name}": getattr(self.sampling, name) for name in ("solver", "steps", "as_published", "batch_size", "seed")
@@ -127,6 +134,7 @@ class Sampler:
              "weights": [file_digest(file) for file in weights]}
         if self.sampling.spacing != "default":  # which runs of earlier versions do not name
             self.decides |= {"sampling.spacing": self.sampling.spacing, "timesteps": self.timesteps}
+        self.decides |= deciding_variety(config)
         images = [(i, k) for i in range(self.sampling.identities) for k in range(self.sampling.images_per_identity)]
         self.batches = [images[start : start + self.sampling.batch_size]
                         for start in range(0, len(images), self.sampling.batch_size)]
@@ -143,15 +151,55 @@ class Sampler:
 
     def _draw_part(self, part: list[tuple[int, int]], size: int) -> np.ndarray:
         identities, numbers = map(list, zip(*part, *[part[-1]] * (size - len(part)), strict=True))
-        images = (torch.tensor(which, device=self.device) for which in (identities, numbers))  # not copied at every step
+        images = [torch.tensor(which, device=self.device) for which in (identities, numbers)]  # not copied at every step
         noise = partial(gaussian, self.sampling.seed, *images, shape=self.model.latent_shape, device=self.device)
         negatives = None if self.negatives is None else torch.from_numpy(self.negatives[identities])
-        drawn = self.model.images(torch.from_numpy(self.contexts[identities]), negatives, noise, self.guide,
-                                  self.sampling.solver, self.timesteps, self.sampling.as_published)
+        contexts = torch.from_numpy(self.contexts_of(identities, numbers))
+        guide = guidance.guided(**asdict(self.config.guidance) | {"w": self.w_of(identities, numbers)},
+                                change=self.annealing(images))
+        drawn = self.model.images(contexts, negatives, noise, guide, self.sampling.solver, self.timesteps,
+                                  self.sampling.as_published)
         if not drawn.isfinite().all():
             raise UserError(f"{self.config.model.diffusion}: images of '{self.ids[identities[0]]}' are not finite; set "
                             "sampling.precision=fp32, lower guidance.w, or take other weights")
         return to_uint8(drawn).cpu().numpy()[: len(part)]
+
+    # what is each image's own beside its noise: a function of (seed, identity, k) alone
+
+    def contexts_of(self, identities: list[int], numbers: list[int]) -> np.ndarray:
+        """The contexts of images, [B, D] float32: their identities', or perturbed ones."""
+        contexts, seed = self.contexts[identities], self.sampling.seed
+        if self.config.variety.cone == 1:
+            return contexts
+        return perturbed(contexts, self.lowest[identities], uniform(seed, identities, numbers, CONE, ()).numpy(),
+                         gaussian(seed, identities, numbers, DIRECTION, contexts.shape[1:]).numpy(), self.root)
+
+    def w_of(self, identities: list[int], numbers: list[int]) -> float | torch.Tensor:
+        """The w of images: one for all, or [B, 1, 1, 1]."""
+        u = uniform(self.sampling.seed, identities, numbers, W, (1, 1, 1))
+        w = guidance.W_PER_IMAGE[self.config.variety.w](self.config.guidance.w, u)
+        if not isinstance(w, torch.Tensor):
+            return w
+        return w.float().to(self.device) if w.any() else 0.0
+
+    def annealing(self, images: list[torch.Tensor]) -> Callable | None:
+        """What is done to contexts along t; None: nothing."""
+        if not self.config.variety.annealing:
+            return None
+
+        def noise(t: int) -> torch.Tensor:
+            return gaussian(self.sampling.seed, *images, ANNEALING + t, self.contexts.shape[1:], self.device)
+
+        return partial(annealed, noise=noise, T=self.model.T, scale=self.config.variety.annealing)
+
+
+def deciding_variety(config: Config) -> dict[str, Any]:
+    """What of the settings `variety` decides the images; nothing where it is off, as in runs of earlier versions."""
+    variety = config.variety
+    on = ["cone", "cone_noise", "cone_bound"] if variety.cone < 1 else []
+    on += ["w"] if variety.w != "constant" and config.guidance.w else []
+    on += ["annealing"] if variety.annealing else []
+    return {f"variety.{name}": getattr(variety, name) for name in on}
 
 
 def load_model(model, sampling, device: torch.device) -> tuple[LatentDiffusion, list[Path]]:

@@ -36,6 +36,8 @@ class Contexts:
     number: int = setting(100, "contexts drawn (uniform, gaussian)", minimum=2, paper=15000)
     dimension: int = setting(128, "width of a context (uniform); the diffusion model decides it", minimum=2, paper=512)
     seed: int = setting(0, "seed of the draw (uniform, gaussian)", minimum=0)
+    highest_cosine: float = setting(1.0, "draws that are more alike than this to one before are left out (uniform, gaussian); "
+                                    "1: none", minimum=-1.0, maximum=1.0, paper=1.0)
     statistics: str = setting("models/demo/context_statistics.npz", "gaussian: mean and covariance of real embeddings, as "
                               "train_diffusion.py writes them")
     file: str = setting("", "published: a contexts file (.npy of the published code, plain .npy, or .npz)")
@@ -94,6 +96,22 @@ class Guidance:
 
 
 @dataclass(frozen=True)
+class Variety:
+    """Stage 3: what makes the images of one identity differ, beside their noise; off in the papers. docs/variety.md."""
+
+    cone: float = setting(1.0, "lb: each image has a context of its own, at a cosine c ~ U[lb, 1] to its identity's (IDperturb, "
+                          "arXiv 2602.18831); 1: off", minimum=0.0, maximum=1.0, paper=1.0)
+    cone_noise: str = setting("isotropic", "cone: which way from the identity's context: isotropic, or contexts: as these are "
+                              "distributed (their covariance)", choices=("isotropic", "contexts"), paper="isotropic")
+    cone_bound: str = setting("fixed", "cone: fixed: variety.cone for all; safe: half the angle to the nearest other context, "
+                              "where that is narrower", choices=("fixed", "safe"), paper="fixed")
+    w: str = setting("constant", "each image's w: constant: guidance.w; uniform: in [0, guidance.w]; mixture: 0 or guidance.w, "
+                     "half each", paper="constant")
+    annealing: float = setting(0.0, "s: noise on the context early in sampling (CADS, arXiv 2310.17347: .025 to .25); 0: off",
+                               minimum=0.0, paper=0.0)
+
+
+@dataclass(frozen=True)
 class Sampling:
     """Stage 3: from contexts to images."""
 
@@ -130,6 +148,8 @@ class Align:
                                    paper=10000)
     keep_images: int = setting(0, "faces that an identity must have to be kept, and how many of them are kept; 0: all faces "
                                "of every identity", minimum=0, paper=50)
+    band: tuple[float, ...] = setting((), "lowest and highest cosine of a kept face to its identity's context, by "
+                                      "contexts.recogniser, such as 0.3,0.8; empty: off", minimum=-1.0, maximum=1.0, paper=())
 
 
 @dataclass(frozen=True)
@@ -242,6 +262,7 @@ class Config:
     negatives: Negatives = Negatives()
     model: Model = Model()
     guidance: Guidance = Guidance()
+    variety: Variety = Variety()
     sampling: Sampling = Sampling()
     align: Align = Align()
     scores: Scores = Scores()

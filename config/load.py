@@ -120,6 +120,9 @@ def check_combinations(config: Config) -> None:
     if len(guidance.interval) != 2 or guidance.interval[0] > guidance.interval[1]:
         raise UserError(f"guidance.interval: {guidance.interval} is not a lowest and a highest timestep; "
                         "give two numbers such as 200,800")
+    band = config.align.band
+    if band and (len(band) != 2 or band[0] >= band[1]):
+        raise UserError(f"align.band: {band} is not a lowest and a highest cosine; give two numbers such as 0.3,0.8, or none")
 
 
 def help_text(doc: str, reads: Collection[str] = (), choices: Choices | None = None) -> str:

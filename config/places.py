@@ -16,10 +16,11 @@ def contexts_name(config: Config) -> str:
     contexts = config.contexts
     if contexts.name:
         return contexts.name
+    apart = f"-apart{contexts.highest_cosine:g}" if contexts.highest_cosine < 1 else ""
     if contexts.source == "uniform":
-        return f"uniform-{contexts.number}x{contexts.dimension}-seed{contexts.seed}"
+        return f"uniform-{contexts.number}x{contexts.dimension}-seed{contexts.seed}{apart}"
     if contexts.source == "gaussian":
-        return f"gaussian-{contexts.number}-seed{contexts.seed}"
+        return f"gaussian-{contexts.number}-seed{contexts.seed}{apart}"
     if contexts.source == "published":
         return f"published-{Path(contexts.file).stem}"
     return f"extracted-{Path(contexts.faces).name}-{Path(contexts.recogniser).stem}-per-{contexts.per}"
@@ -53,11 +54,24 @@ def run_folder(config: Config) -> Path:
     if schedule == "interval":
         schedule += "{}to{}".format(*guidance.interval)
     rule = "" if guidance.rule == "negative" else f"{guidance.rule}-"
-    guided = f"{negatives_name(config)}_{rule}w{guidance.w:g}-{schedule}" if guidance.w else "w0"
+    per_image = "" if config.variety.w == "constant" else f"-{config.variety.w}"
+    guided = f"{negatives_name(config)}_{rule}w{guidance.w:g}{per_image}-{schedule}" if guidance.w else "w0"
     spacing = "" if sampling.spacing == "default" else f"-{sampling.spacing}"
     solver = f"{sampling.solver}{sampling.steps}{spacing}" + ("-published" if sampling.as_published else "")
+    guided += variety_name(config)
     name = f"{Path(config.model.diffusion).name}_{contexts_name(config)}_{guided}_{solver}_seed{sampling.seed}"
     return Path(config.paths.output) / config.preset / name
+
+
+def variety_name(config: Config) -> str:
+    """What of the settings `variety` is on: `_cone0.7-contexts-safe_cads0.1`; empty where nothing is."""
+    variety, name = config.variety, ""
+    if variety.cone < 1:
+        name += f"_cone{variety.cone:g}" + ("-contexts" if variety.cone_noise == "contexts" else "") + (
+            "-safe" if variety.cone_bound == "safe" else "")
+    if variety.annealing:
+        name += f"_cads{variety.annealing:g}"
+    return name
 
 
 def run_folders(config: Config) -> list[Path]:
@@ -83,6 +97,15 @@ def aligned(run: Path) -> Path:
 
 def alignment_record(aligned_faces: Path) -> Path:
     return aligned_faces / "align.json"
+
+
+def cosines(aligned_faces: Path) -> Path:
+    """Those of aligned faces to their contexts, for the band filter."""
+    return aligned_faces / "cosines.npz"
+
+
+def outside_band(aligned_faces: Path) -> Path:
+    return aligned_faces / "outside_band.csv"
 
 
 def scores(run: Path, config: Config) -> Path:

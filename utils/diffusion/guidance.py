@@ -54,15 +54,23 @@ SCHEDULES: dict[str, Callable[[float, int, int, tuple[int, int]], float]] = {
     "interval": lambda w, t, T, interval: w if interval[0] <= t <= interval[1] else 0.0,  # arXiv 2404.07724
 }
 
+# (w, u) -> the w of each image, for u uniform between 0 and 1, [B, 1, 1, 1], from each image's own stream.
+W_PER_IMAGE: dict[str, Callable[[float, Tensor], float | Tensor]] = {
+    "constant": lambda w, u: w,
+    "uniform": lambda w, u: w * u,
+    "mixture": lambda w, u: w * (u < 0.5),
+}
 
-def guided(rule: str, w: float | Tensor, schedule: str = "constant", interval: tuple[int, int] = (0, 999)) -> Callable:
-    """The guided prediction by a rule and a schedule; where w(t) = 0 the negative pass is not run.
+
+def guided(rule: str, w: float | Tensor, schedule: str = "constant", interval: tuple[int, int] = (0, 999),
+           change: Callable[[Tensor, int], Tensor] | None = None) -> Callable:
+    """The guided prediction by a rule and a schedule; where w(t) = 0 for all, the negative pass is not run.
 
     Args:
         rule, schedule: names in RULES and SCHEDULES.
-        w: guidance scale; 0 is off: the IDiff-Face baseline. Or one for each image, [B, 1, 1, 1] on the device: then both
-            passes are always run.
+        w: guidance scale; 0 is off: the IDiff-Face baseline. Or one for each image, [B, 1, 1, 1] on the device, not all 0.
         interval: lowest and highest guided timestep of the schedule `interval`, both included.
+        change: (c_pos, t) -> the contexts of timestep t, before the rule sees them: utils.diffusion.annealing.
     Returns:
         (model, c_pos, c_neg) -> denoise(x_t, t) -> eps [B, C, H, W].
     """
@@ -70,10 +78,11 @@ def guided(rule: str, w: float | Tensor, schedule: str = "constant", interval: t
         state = {}
 
         def denoise(x_t: Tensor, t: int) -> Tensor:
-            w_t = SCHEDULES[schedule](w, t, model.T, interval)
-            if not isinstance(w_t, Tensor) and w_t == 0:  # a tensor would have to be waited for
-                return model.eps(x_t, t, c_pos)
-            return RULES[rule](model, x_t, t, c_pos, c_neg, w_t, state)
+            c = c_pos if change is None else change(c_pos, t)
+            scale = 1.0 if isinstance(w, Tensor) else w  # a tensor would have to be waited for
+            if SCHEDULES[schedule](scale, t, model.T, interval) == 0:
+                return model.eps(x_t, t, c)
+            return RULES[rule](model, x_t, t, c, c_neg, SCHEDULES[schedule](w, t, model.T, interval), state)
 
         return denoise
 

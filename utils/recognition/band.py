@@ -1,0 +1,93 @@
+"""The band filter: faces are kept whose cosine to their identity's context lies between two bounds.
+
+The cosines are those of the recogniser that made the contexts, never of the one that scores: what a recogniser selects it cannot
+judge.
+"""
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.faces.folders import listing
+from utils.identities.contexts import normalise
+from utils.runtime.errors import UserError
+from utils.runtime.files import read_npz, write_npz
+from utils.runtime.records import Record, State
+
+FIRST = 500  # images by which it is estimated how many lie in the band
+
+Faces = Mapping[str, Sequence[Path]]  # identity -> its files
+
+
+@dataclass(frozen=True)
+class Band:
+    """A band of cosines, and what they are measured by.
+
+    Args:
+        lowest, highest: of the cosines of faces that are kept.
+        contexts: identity -> [D], unit norm.
+        embed: N files of aligned faces -> embeddings [N, D].
+        decides: what decides the cosines beside the faces, for their record.
+    """
+
+    lowest: float
+    highest: float
+    contexts: Mapping[str, np.ndarray]
+    embed: Callable[[Sequence[Path]], np.ndarray]
+    decides: Mapping[str, Any]
+
+    def outside(self, images: Faces, found: Faces, file: Path, wanted: int) -> dict[Path, str]:
+        """The faces that are not kept, and why; says how many images it takes after the first FIRST.
+
+        Args:
+            images: the face of every image, whether it was found or not.
+            found: the faces there are.
+            file: where their cosines are kept, .npz: other bounds take no time.
+            wanted: faces of each identity.
+        Raises:
+            UserError: the recogniser is not the contexts', by the width of its embeddings.
+        """
+        order, known = in_turns(images), {face for files in found.values() for face in files}
+        faces, first = [face for face in order if face in known], sum(face in known for face in order[:FIRST])
+        record = Record(file.with_suffix(".json"), {**self.decides, "faces": listing(found)}, target=file)
+        done = record.begin() is State.DONE
+        cosines = read_npz(file, ("cosines",))["cosines"] if done else self.cosines(faces[:first])
+        inside = sum(self.reason(cosine) is None for cosine in cosines[:first])
+        print(f"align.band: {estimate(inside, min(FIRST, len(order)), wanted)}")
+        if not done:
+            cosines = np.concatenate([cosines, self.cosines(faces[first:])])
+            write_npz(file, cosines=cosines)
+        return {face: reason for face, cosine in zip(faces, cosines, strict=True) if (reason := self.reason(cosine))}
+
+    def cosines(self, faces: Sequence[Path]) -> np.ndarray:
+        """Each face's cosine to its identity's context: [N] float64."""
+        if not faces:
+            return np.empty(0)
+        contexts, embeddings = np.stack([self.contexts[face.parent.name] for face in faces]), self.embed(faces)
+        if embeddings.shape != contexts.shape:
+            raise UserError(f"contexts.recogniser: its embeddings are {embeddings.shape[1]} wide, the contexts are "
+                            f"{contexts.shape[1]}; give the recogniser that the contexts are of, or turn align.band off")
+        return np.vecdot(normalise(embeddings), contexts, dtype=np.float64)
+
+    def reason(self, cosine: float) -> str | None:
+        """Why a face is not kept; None: it is."""
+        if self.lowest <= cosine <= self.highest:
+            return None
+        return f"cosine {cosine:.4f} is " + (f"above {self.highest:g}" if cosine > self.highest else f"below {self.lowest:g}")
+
+
+def in_turns(folders: Faces) -> list[Path]:
+    """The first file of every identity, then the second of every one, and so on: the first few are of many identities."""
+    lists = list(folders.values())
+    return [lists[i][k] for k, i in sorted((k, i) for i, files in enumerate(lists) for k in range(len(files)))]
+
+
+def estimate(inside: int, images: int, wanted: int) -> str:
+    """How many images of an identity it takes that `wanted` of them lie in the band, on average, by those looked at first."""
+    said = f"{inside} of the first {images} images lie in the band ({inside / images:.1%})"
+    if not inside:
+        return f"{said}; widen it"
+    return f"{said}; sample about {math.ceil(wanted * images / inside)} of each identity to keep {wanted} on average"
