@@ -11,7 +11,7 @@ from config.load import from_record, get, help_text, load_config, resolve, setti
 from models.backbones import BACKBONES
 from models.margin_heads import HEADS
 from models.sizes import SIZES
-from utils.diffusion.guidance import RULES, SCHEDULES
+from utils.diffusion.guidance import RULES, SCHEDULES, W_PER_IMAGE
 from utils.diffusion.solvers import SOLVERS
 from utils.diffusion.spacings import SPACINGS
 from utils.identities.negatives import STRATEGIES
@@ -21,7 +21,7 @@ from utils.training.extras import EXTRAS
 
 ROOT = Path(__file__).parents[2]
 KNOWN = dict(settings(Config))
-REGISTRIES = {"negatives.strategy": STRATEGIES, "guidance.rule": RULES, "guidance.schedule": SCHEDULES,
+REGISTRIES = {"negatives.strategy": STRATEGIES, "guidance.rule": RULES, "guidance.schedule": SCHEDULES, "variety.w": W_PER_IMAGE,
               "sampling.solver": SOLVERS, "sampling.spacing": SPACINGS, "fr.backbone": BACKBONES, "fr.head": HEADS,
               "training.size": SIZES, "extras.use": EXTRAS}
 ENTRIES = [(setting, entry) for setting, registry in REGISTRIES.items() for entry in registry]
@@ -70,6 +70,9 @@ def test_paper_presets_hold_the_papers_values(preset):
     assert (training.size, training.crop, training.length) == ("published", "whole", "150000steps")
     assert (config.diffusion.batch_size, config.diffusion.learning_rate) == (512, 1e-4)
     assert (config.extras.use, config.extras.identity) == ((), 0.0)
+    assert dataclasses.asdict(config.variety) == {"cone": 1.0, "cone_noise": "isotropic", "cone_bound": "fixed",
+                                                  "w": "constant", "annealing": 0.0}
+    assert (config.contexts.highest_cosine, config.align.band) == (1.0, ())
 
 
 def test_what_is_no_setting_has_the_papers_value_too():
@@ -144,6 +147,10 @@ def test_overrides_win_over_the_preset():
     (["negatives.strategy=custom"], ["negatives.custom_file"]),
     (["guidance.interval=800,200"], ["guidance.interval", "(800, 200)", "200,800"]),
     (["guidance.interval=800"], ["guidance.interval", "(800,)", "200,800"]),
+    (["align.band=0.3"], ["align.band", "(0.3,)", "0.3,0.8"]),
+    (["align.band=0.8,0.3"], ["align.band", "(0.8, 0.3)"]),
+    (["align.band=0.3,1.5"], ["align.band", "1.5 is too large"]),
+    (["variety.cone=1.1"], ["variety.cone", "1.1 is too large"]),
     (["fr.milestones=0"], ["fr.milestones", "0 is too small", "1"]),
 ])
 def test_a_mistake_is_one_line(arguments, words):

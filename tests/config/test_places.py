@@ -19,6 +19,9 @@ def test_a_runs_name_says_what_makes_its_images_differ():
         ["negatives.strategy=close"], ["negatives.strategy=rand", "negatives.seed=1"], ["negatives.pool=50"],
         ["sampling.solver=ddim"], ["sampling.steps=20"], ["sampling.spacing=trailing"], ["sampling.seed=1"],
         ["sampling.solver=ddim", "sampling.as_published=1"],
+        ["variety.cone=0.7"], ["variety.cone=0.7", "variety.cone_noise=contexts"],
+        ["variety.cone=0.7", "variety.cone_bound=safe"],
+        ["variety.w=uniform"], ["variety.w=mixture"], ["variety.annealing=0.1"], ["contexts.highest_cosine=0.5"],
         ["contexts.seed=1"], ["contexts.source=uniform"], ["model.diffusion=other"], ["--preset", "experiment"])]
     for one, other in combinations(folders, 2):
         assert one != other
@@ -29,6 +32,7 @@ def test_a_runs_name_says_what_makes_its_images_differ():
 def test_without_guidance_no_negative_decides():
     assert places.run_folder(load("guidance.w=0", "negatives.strategy=close", "guidance.schedule=linear")) == \
         places.run_folder(load("guidance.w=0"))
+    assert places.run_folder(load("guidance.w=0", "variety.w=uniform")) == places.run_folder(load("guidance.w=0"))
 
 
 @pytest.mark.parametrize("arguments, name", [
@@ -53,6 +57,7 @@ def test_everything_lies_in_the_output_root():
     run = places.run_folder(config)
     assert run == Path("/data/out/a/b")
     in_run = [places.run_record(run), places.samples(run), places.contact_sheet(run), places.aligned(run),
+              places.cosines(places.aligned(run)), places.outside_band(places.aligned(run)),
               places.scores(run, config), places.fr_folder(config), places.packed_faces(config, "0" * 64)]
     assert all(place.is_relative_to(run) for place in in_run) and len(set(in_run)) == len(in_run)
     elsewhere = [places.contexts_file(config), places.negatives_file(config), places.training_folder(config),

@@ -185,3 +185,20 @@ def test_a_new_rule_and_schedule_are_one_entry_each(monkeypatch):
     monkeypatch.setitem(SCHEDULES, "square", lambda w, t, T, interval: w * (t / T) ** 2)
     denoise = guided("difference", 4.0, "square")(Told(), image(3.0), image(1.0))
     assert denoise(image(7.0), 5).item() == 2.0
+
+
+# ---- a w for each image ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name, w", [("constant", 3.0), ("uniform", [0.3, 1.47, 1.5, 2.7]), ("mixture", [3, 3, 0, 0])])
+def test_the_w_of_each_image(name, w):
+    u = torch.tensor([0.1, 0.49, 0.5, 0.9], dtype=torch.float64).view(4, 1, 1, 1)
+    found = guidance.W_PER_IMAGE[name](3.0, u)
+    assert found == w if name == "constant" else found.shape == (4, 1, 1, 1) and found.flatten().tolist() == pytest.approx(w)
+
+
+def test_with_a_w_for_each_image_the_negative_pass_is_not_run_where_the_schedule_is_0():
+    model, w = Told(), torch.tensor([0.0, 2.0]).view(2, 1, 1, 1)
+    c_pos, c_neg, x_t = (torch.full((2, 1, 1, 1), value) for value in (1.0, 2.0, 7.0))
+    denoise = guided("negative", w, "interval", (3, 5))(model, c_pos, c_neg)
+    assert [denoise(x_t, t).flatten().tolist() for t in (6, 4)] == [[1, 1], [1, -1]]
+    assert model.passes == [("one", 6), ("both", 4)]

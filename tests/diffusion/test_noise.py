@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from utils.diffusion.noise import gaussian, philox
+from utils.diffusion.noise import ANNEALING, CONE, DIRECTION, W, gaussian, philox, uniform
 
 SHAPE = (3, 32, 32)
 
@@ -41,6 +41,19 @@ def test_noise_is_standard_normal_and_finite():
     assert stats.kstest(noise, "norm").statistic < 0.002  # 921,600 values: expected near 0.0009
     assert abs(noise.mean()) < 4e-3 and abs(noise.std() - 1) < 3e-3
     assert 4.4 < np.abs(noise).max() < 6.4
+
+
+def test_uniform_values_are_the_words():
+    words = philox([torch.tensor([c]) for c in (0, 7, 3, 2)], (42, 0))
+    assert uniform(42, 2, 3, 7, (4,)).tolist() == [(int(word) + 0.5) / 2**32 for word in words]
+    torch.testing.assert_close(gaussian(42, [2, 9], [3, 1], 7, (5,)),
+                               torch.special.ndtri(uniform(42, [2, 9], [3, 1], 7, (5,))).float(), rtol=0, atol=0)
+
+
+def test_no_timestep_and_no_prior_has_a_tag_of_another_stream():
+    timesteps = range(2**31)  # T is below
+    tags = [W, CONE, DIRECTION, *(ANNEALING + t for t in (0, 1, 999, 2**31 - 4))]
+    assert len(set(tags)) == 7 and all(0 <= tag < 2**32 and tag not in timesteps for tag in tags)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

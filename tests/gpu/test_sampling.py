@@ -115,14 +115,16 @@ def test_reads_of_values_are_found():
         assert x.cpu().tolist() == [1, 1, 1] and gpu.to_host == 1
 
 
-def test_sample_py(tmp_path, monkeypatch):
+@pytest.mark.parametrize("variety", [[], ["variety.cone=0.7", "variety.w=uniform", "variety.annealing=0.1"]],
+                         ids=["plain", "varied"])
+def test_sample_py(tmp_path, monkeypatch, variety):
     """From weights to PNG files: a batch leaves the device as its pixels, and a flag that all of them are finite."""
     random_weights.write(tmp_path / "tiny", "small", seed=0)
     settings = [f"paths.output={tmp_path}", "paths.run=gpu", "contexts.source=uniform", "contexts.dimension=512",
                 "contexts.number=4", f"model.diffusion={tmp_path / 'tiny'}", "sampling.identities=3",
                 f"model.first_stage_encoder={tmp_path / 'tiny' / 'first_stage_encoder_state_dict.pt'}", "sampling.steps=2",
                 f"model.first_stage_decoder={tmp_path / 'tiny' / 'first_stage_decoder_state_dict.pt'}",
-                "sampling.images_per_identity=3", "sampling.batch_size=4"]
+                "sampling.images_per_identity=3", "sampling.batch_size=4", *variety]
     for script in (create_sample_identity_contexts, create_negative_contexts):
         run(script, *settings, "device=cpu")
     images = LatentDiffusion.images

@@ -35,6 +35,41 @@ def test_gaussian_contexts_have_the_directions_of_real_ones():
     np.testing.assert_array_equal(identity_contexts.gaussian(5, mean, covariance, seed=4), drawn[:5])
 
 
+# ---- kept apart ------------------------------------------------------------------------------------------------------
+
+def greedy(draws: np.ndarray, number: int, highest: float) -> np.ndarray:
+    """One draw after the other, in float64."""
+    taken: list[np.ndarray] = []
+    for draw in draws.astype(np.float64):
+        if len(taken) < number and all(float((draw * other).sum()) <= highest for other in taken):
+            taken.append(draw)
+    return np.array(taken, dtype=np.float32)
+
+
+@pytest.mark.parametrize("chunk", [7, 1024])
+def test_contexts_apart_are_the_draws_less_those_too_alike_to_one_before(monkeypatch, chunk):
+    monkeypatch.setattr(identity_contexts, "CHUNK", chunk)
+    draws = identity_contexts.uniform(3000, 6, seed=5)
+    apart = identity_contexts.uniform(40, 6, 5, highest_cosine=0.6)
+    assert np.array_equal(apart, greedy(draws, 40, 0.6)) and not np.array_equal(apart, draws[:40])
+    assert identity_contexts.crowding(apart).max() <= 0.6 + 1e-7
+    assert np.array_equal(identity_contexts.uniform(13, 6, 5, highest_cosine=0.6), apart[:13])
+    assert np.array_equal(identity_contexts.uniform(40, 6, 5, highest_cosine=1.0), draws[:40])
+
+
+def test_contexts_of_real_ones_are_kept_apart_too():
+    mean, covariance = np.array([0.5, 0, 0, 0, 0, 0]), np.diag([0.2, 0.2, 0.1, 0.1, 0.1, 0.1])
+    draws, apart = (identity_contexts.gaussian(number, mean, covariance, 3, highest) for number, highest in ((900, 1), (25, 0.7)))
+    np.testing.assert_allclose(apart, greedy(draws, 25, 0.7), atol=1e-7)
+
+
+def test_a_sphere_that_is_too_full_is_said_in_one_line():
+    with pytest.raises(UserError) as caught:
+        identity_contexts.uniform(10, 2, 0, highest_cosine=0.0)  # of which there are at most four in a plane
+    assert str(caught.value) == ("contexts.highest_cosine: 0 leaves room for 3 of the 10 contexts, in 1024 draws; raise it, or "
+                                 "lower contexts.number")
+
+
 # ---- crowding --------------------------------------------------------------------------------------------------------
 
 def test_crowding_is_each_ones_highest_cosine_to_another(monkeypatch):

@@ -6,16 +6,20 @@ import subprocess
 import sys
 import tarfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import align
+from models import published
 from tests.drawn_face import draw_face, landmarks_at
 from utils.faces.aligned import read_aligned, read_kept
 from utils.faces.template import ARCFACE, TEMPLATES, similarity_transform
+from utils.identities import contexts as identity_contexts
 from utils.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -202,6 +206,112 @@ def test_a_run_without_samples_says_what_is_missing(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["align.py", "device=cpu", f"paths.output={tmp_path}", "paths.run=none"])
     with pytest.raises(UserError, match=r"none/samples: no such folder"):
         align.main()
+
+
+# ---- the band ---------------------------------------------------------------------------------------------------------
+
+class Colours(torch.nn.Module):
+    """A recogniser of the mean colour, against grey: an embedding [B, 3]."""
+
+    seen: list[int] = []
+
+    def forward(self, faces: torch.Tensor) -> torch.Tensor:
+        self.seen.append(len(faces))
+        return faces.mean(dim=(2, 3)) + torch.tensor([0.3, 0.1, 0.2])
+
+
+@pytest.fixture
+def banded(run, images, monkeypatch):
+    """`run` with contexts of the three identities, 3 wide, and Colours as their recogniser."""
+    monkeypatch.setattr(published, "load_backbone", lambda file: Colours())
+    monkeypatch.setattr(Colours, "seen", [])
+    for name in ("contexts", "scores"):
+        (images.parent / f"{name}.pt").write_bytes(name.encode())
+    identity_contexts.write(images.parent / "out" / "contexts" / "mine.npz", ["Ann", "Bé  b", "Cy"],
+                            identity_contexts.normalise(np.array([[1.0, 1, 1], [1, 0, -1], [1, 2, 2]])))
+    return partial(run, "contexts.name=mine", f"contexts.recogniser={images.parent / 'contexts.pt'}",
+                   f"scores.recogniser={images.parent / 'scores.pt'}", "align.keep_images=1")
+
+
+def cosines_by_hand(aligned: Path) -> dict[str, float]:
+    contexts = dict(zip(*identity_contexts.read(aligned.parents[1] / "contexts" / "mine.npz"), strict=True))
+    found = {}
+    for name in faces(aligned):
+        v = contexts[name.partition("/")[0]].astype(np.float64)
+        n = (np.asarray(Image.open(aligned / name)) / 127.5 - 1).mean(axis=(0, 1)) + [0.3, 0.1, 0.2]
+        found[name] = v.dot(n) / v.dot(v) ** 0.5 / n.dot(n) ** 0.5
+    return found
+
+
+def listed(aligned: Path) -> dict[str, str]:
+    with open(aligned / "outside_band.csv", encoding="utf-8", newline="") as file:
+        return {f"{row['identity']}/{row['image']}": row["reason"] for row in csv.DictReader(file)}
+
+
+def test_faces_outside_the_band_are_listed_and_not_kept(banded):
+    aligned, _ = banded()
+    everyone, cosines = read_kept(aligned), cosines_by_hand(aligned)
+    assert not (aligned / "outside_band.csv").exists() and not Colours.seen
+    low, *_, high = sorted(cosines.values())
+    middle = sorted(cosines.values())[len(cosines) // 2]
+    lowest, highest = (low + middle) / 2, high - 1e-5
+    aligned, printed = banded(f"align.band={lowest},{highest}")
+    outside = listed(aligned)
+    expected = {name: f"cosine {cosine:.4f} is " + (f"above {highest:g}" if cosine > highest else f"below {lowest:g}")
+                for name, cosine in cosines.items() if not lowest <= cosine <= highest}
+    assert outside == expected and len({reason.split()[3] for reason in outside.values()} & {"above"}) == 1
+    assert 2 <= len(outside) < len(cosines)
+    kept = {f"{identity}/{face.name}" for identity, files in read_kept(aligned).items() for face in files}
+    for identity in everyone:  # the first that lies in the band
+        inside = [name for name in sorted(cosines) if name.startswith(f"{identity}/") and name not in outside]
+        assert {name for name in kept if name.startswith(f"{identity}/")} == set(inside[:1])
+    assert faces(aligned).keys() == cosines.keys()  # none is removed
+    above = sum("above" in reason for reason in outside.values())
+    assert f"{len(outside)} of 6 faces lie outside the band, {len(outside) - above} below and {above} above" in printed
+    inside = 6 - len(outside)
+    assert f"{inside} of the first 9 images lie in the band ({inside / 9:.1%}); sample about {-(-9 // inside)} of each" in printed
+    assert "6 of 9 faces aligned (66.67%), 3 failed" in printed
+
+
+def test_another_band_takes_no_embedding_and_none_leaves_no_list(banded, images):
+    aligned, _ = banded("align.band=-1,1")
+    assert listed(aligned) == {} and sum(Colours.seen) == 6
+    kept = read_kept(aligned)
+    banded("align.band=0.99999,1")
+    assert len(listed(aligned)) > 0 and sum(Colours.seen) == 6
+    banded()
+    assert not (aligned / "outside_band.csv").exists() and read_kept(aligned) == kept
+    save(images / "Cy" / "1.png", draw_face(250, skin=(120, 90, 70)))
+    banded("align.band=-1,1")
+    assert sum(Colours.seen) == 6 + 7
+
+
+def test_what_the_band_cannot_be_told_by_is_said_before_anything_is_aligned(banded, images, monkeypatch):
+    def refused(words: str, *settings: str) -> None:
+        with pytest.raises(UserError, match=words) as caught:
+            banded("align.band=0.2,0.8", *settings)
+        assert "\n" not in str(caught.value) and not (images.parent / "out" / "test").exists()
+
+    refused("nowhere.ckpt: .*contexts.recogniser.*is not included", "contexts.recogniser=nowhere.ckpt")
+    refused("scores.recogniser: is contexts.recogniser too", f"scores.recogniser={images.parent / 'contexts.pt'}")
+    refused("theirs.npz: no such file", "contexts.name=theirs")
+    save(images / "Dee" / "0.png", draw_face(64))
+    refused("align.band: 'Dee' is no identity of .*mine.npz")
+
+
+def test_a_recogniser_of_another_width_is_refused(banded, monkeypatch):
+    monkeypatch.setattr(Colours, "forward", lambda self, faces: faces.mean(dim=(1, 2, 3))[:, None].repeat(1, 5))
+    with pytest.raises(UserError, match="contexts.recogniser: its embeddings are 5 wide, the contexts are 3; "):
+        banded("align.band=0.2,0.8")
+
+
+def test_the_contexts_must_be_those_of_the_run(banded, images, monkeypatch):
+    run_folder = images.parent / "out" / "test"
+    (run_folder / "samples").parent.mkdir(parents=True)
+    (images).rename(run_folder / "samples")
+    (run_folder / "run.json").write_text('{"decides": {"contexts": "others"}}')
+    with pytest.raises(UserError, match="mine.npz: holds other contexts than those of .*test; give the settings `contexts`"):
+        banded("align.band=0.2,0.8", "align.images=")
 
 
 @pytest.mark.slow

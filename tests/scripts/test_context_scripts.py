@@ -240,3 +240,19 @@ def test_on_a_disk_that_is_full_the_script_says_so_and_continues_when_there_is_s
     assert full.splitlines()[0] == "2" and ".part" not in full and ".npz" not in full
     assert result.stderr.count("\n") == 1 and "uniform-100x512-seed0.npz: No space left on device" in result.stderr
     assert space.splitlines()[0] == "0" and "uniform-100x512-seed0.npz" in space and ".part" not in space
+
+
+def test_contexts_are_kept_apart_and_the_record_and_the_name_say_so(run, tmp_path):
+    code, stdout, _ = run(STAGE_1, "contexts.highest_cosine=0.5")
+    assert code == 0
+    file = tmp_path / "contexts" / "uniform-20x8-seed0-apart0.5.npz"
+    ids, contexts = identity_contexts.read(file)
+    assert np.array_equal(contexts, identity_contexts.uniform(20, 8, 0, highest_cosine=0.5)) and len(ids) == 20
+    assert identity_contexts.crowding(contexts).max() <= 0.5 + 1e-7
+    assert json.loads(file.with_suffix(".json").read_text())["decides"]["contexts.highest_cosine"] == 0.5
+    assert run(STAGE_1)[0] == 0
+    plain = tmp_path / "contexts" / "uniform-20x8-seed0.json"
+    assert json.loads(plain.read_text())["decides"] == {"contexts.source": "uniform", "contexts.number": 20,
+                                                        "contexts.dimension": 8, "contexts.seed": 0}
+    refused(run(STAGE_1, "contexts.highest_cosine=-0.5"), "contexts.highest_cosine: -0.5 leaves room for", "contexts.number")
+    assert not (tmp_path / "contexts" / "uniform-20x8-seed0-apart-0.5.npz").exists()

@@ -23,8 +23,9 @@ from models import published, random_weights
 from models.unet import ConditionalUNet
 from tests.running import run
 from utils.diffusion import guidance, solvers
+from utils.diffusion.annealing import annealed
 from utils.diffusion.latent_diffusion import LatentDiffusion
-from utils.diffusion.noise import gaussian
+from utils.diffusion.noise import ANNEALING, gaussian
 from utils.identities.contexts import uniform
 from utils.runtime.errors import UserError
 from utils.runtime.smaller_batches import SmallerBatches, read_smaller_batches
@@ -179,6 +180,110 @@ def test_a_rank_that_dies_loses_its_unfinished_batch_alone(settings):
     assert left.items() <= expected.items()
     run(sample, *larger, "paths.run=one_died")
     assert images(settings, "one_died") == expected
+
+
+# ---- variety: what is each image's own beside its noise --------------------------------------------------------------
+
+VARIETY = ["variety.cone=0.6", "variety.cone_noise=contexts", "variety.cone_bound=safe", "variety.w=uniform",
+           "variety.annealing=0.25"]
+
+
+@pytest.fixture(scope="module")
+def varied(settings) -> dict[str, bytes]:
+    run(sample, *settings, *VARIETY, "paths.run=varied")
+    return images(settings, "varied")
+
+
+def decides(settings: list[str], name: str) -> dict:
+    return json.loads((Path(settings[0].removeprefix("paths.output=")) / name / "run.json").read_text())["decides"]
+
+
+def test_variety_decides_the_images_and_off_is_as_in_earlier_records(settings, reference, varied, capsys):
+    assert varied.keys() == reference.keys() and all(varied[name] != reference[name] for name in varied)
+    said = {name: value for name, value in decides(settings, "varied").items() if name not in decides(settings, "reference")}
+    assert said == {"variety.cone": 0.6, "variety.cone_noise": "contexts", "variety.cone_bound": "safe", "variety.w": "uniform",
+                    "variety.annealing": 0.25}
+    with pytest.raises(UserError, match="was made with variety.annealing = 0.25, now it is 0.1"):
+        run(sample, *settings, *VARIETY, "variety.annealing=0.1", "paths.run=varied")
+    with pytest.raises(UserError, match="was made with variety.cone = None, now it is 0.6"):
+        run(sample, *settings, "variety.cone=0.6", "paths.run=reference")
+    run(sample, *settings, "variety.cone_noise=contexts", "variety.cone_bound=safe", "paths.run=reference")  # of no cone
+    assert images(settings, "reference") == reference
+    witness.verify([str(Path(settings[0].removeprefix("paths.output=")) / "varied"), "3"])
+    assert "9 images drawn again: the same bytes" in capsys.readouterr().out
+
+
+def test_varied_bytes_depend_neither_on_neighbours_nor_on_restarts(settings, varied):
+    run(sample, *settings, *VARIETY, "paths.run=varied_larger", "sampling.identities=5", "sampling.images_per_identity=4")
+    larger = images(settings, "varied_larger")
+    assert {name: larger[name] for name in varied} == varied
+    folder = Path(settings[0].removeprefix("paths.output=")) / "varied_larger" / "samples"
+    for name in ("000000/1.png", "000004/3.png"):
+        (folder / name).unlink()
+    run(sample, *settings, *VARIETY, "paths.run=varied_larger", "sampling.identities=5", "sampling.images_per_identity=4")
+    assert images(settings, "varied_larger") == larger
+
+
+@pytest.mark.slow
+def test_two_ranks_draw_the_same_varied_bytes(settings, varied):
+    subprocess.run(command(*settings, *VARIETY, "paths.run=varied_ranks", torchrun=2), cwd=ROOT, env=environment(), check=True,
+                   capture_output=True, timeout=240)
+    assert images(settings, "varied_ranks") == varied
+
+
+def test_each_image_has_a_context_of_its_own_and_its_identity_s_negative(settings, monkeypatch):
+    seen = []
+    draw = LatentDiffusion.images
+    monkeypatch.setattr(LatentDiffusion, "images", lambda self, contexts, negatives, *arguments: seen.append(
+        (contexts, negatives)) or draw(self, contexts, negatives, *arguments))
+    run(sample, *settings, "paths.run=cone", "variety.cone=0.6")
+    run(sample, *settings, "paths.run=no_cone")
+    contexts, negatives = (torch.cat(some).numpy() for some in zip(*seen[:3], strict=True))
+    plain, plain_negatives = (torch.cat(some).numpy() for some in zip(*seen[3:], strict=True))
+    assert np.array_equal(negatives, plain_negatives)
+    cosines = np.vecdot(contexts, plain, dtype=np.float64)[:9]
+    assert 0.6 <= cosines.min() < cosines.max() < 1 and len(np.unique(contexts[:9], axis=0)) == 9
+
+
+def test_a_mixture_is_w_or_0_for_each_image(settings, reference, monkeypatch):
+    guides = []
+    guided = guidance.guided
+    monkeypatch.setattr(guidance, "guided", lambda **given: guides.append(given["w"]) or guided(**given))
+    run(sample, *settings, "variety.w=mixture", "paths.run=mixture")
+    run(sample, *settings, "guidance.w=0", "paths.run=no_w")
+    assert guides[3:] == [0.0] * 3
+    w = torch.cat([torch.full((4, 1, 1, 1), given) if isinstance(given, float) else given for given in guides[:3]])
+    w = dict(zip(sorted(reference), w.flatten().tolist(), strict=False))
+    assert set(w.values()) == {0.0, 0.5}
+    mixture, no_w, folder = images(settings, "mixture"), images(settings, "no_w"), Path(settings[0].removeprefix("paths.output="))
+    for name in reference:
+        expected = folder / ("reference" if w[name] else "no_w") / "samples" / name
+        other = folder / ("no_w" if w[name] else "reference") / "samples" / name
+        pixels, same, different = (np.asarray(Image.open(file)).astype(int)
+                                   for file in (folder / "mixture" / "samples" / name, expected, other))
+        assert np.abs(pixels - same).mean() < 0.05 < np.abs(pixels - different).mean()  # last bits, of 255
+    assert mixture.keys() == no_w.keys()
+
+
+def test_annealed_contexts_are_those_of_every_timestep_whatever_tokens_are_kept(settings, weights):
+    model = loaded(weights)
+    contexts = torch.from_numpy(uniform(CONTEXTS, 512, 0))[[0, 0, 1, 2]]
+    noise, of_contexts = (partial(gaussian, 42, [0, 0, 1, 2], [0, 1, 0, 0], shape=shape)
+                          for shape in (model.latent_shape, (512,)))
+
+    def change(c: torch.Tensor, t: int) -> torch.Tensor:
+        return annealed(c, t, lambda t: of_contexts(ANNEALING + t), model.T, 0.25)
+
+    def denoise(x_t: torch.Tensor, t: int) -> torch.Tensor:
+        eps_pos, eps_neg = (model.unet(x_t, torch.full((4,), t), c) for c in (change(contexts, t), -contexts))
+        return 1.5 * eps_pos - 0.5 * eps_neg
+
+    with torch.inference_mode():
+        expected = solvers.sample(denoise, noise(model.T), "ddim", 12, noise, betas=model.betas)
+        found, plain = (model.latents(contexts, -contexts, noise, guidance.guided("negative", 0.5, change=change), "ddim", 12)
+                        for change in (change, None))
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-4)
+    assert (found - plain).abs().mean() > 0.01
 
 
 # ---- too little memory -----------------------------------------------------------------------------------------------
