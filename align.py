@@ -119,15 +119,12 @@ def main() -> None:
         remove_faces_without_source(aligned, outputs.values())
         faces = {identity: [outputs[image] for image in images if image_key(image) not in failed]
                  for identity, images in folders.items()}
-        found = sum(map(len, faces.values()))
-        places.outside_band(aligned).unlink(missing_ok=True)  # of another band
-        if band:
-            every = {identity: [outputs[image] for image in images] for identity, images in folders.items()}
-            faces = faces_in_band(band, aligned, every, faces, settings.keep_images)
-        kept = keep(faces, settings.keep_identities, settings.keep_images)
+        every = {identity: [outputs[image] for image in images] for identity, images in folders.items()}
+        eligible = faces_in_band(band, aligned, every, faces, settings.keep_images)
+        kept = keep(eligible, settings.keep_identities, settings.keep_images)
         write_kept(aligned, kept)
         write_cards(run)
-        print(closing_line(aligned, found, len(outputs), faces, kept, settings.keep_images)
+        print(closing_line(aligned, faces, len(outputs), eligible, kept, settings.keep_images)
               + (f"; {len(others)} other files are no images by their names" if others else ""))
     ranks.close()
 
@@ -156,10 +153,13 @@ def read_band(config: Config, folders: Mapping[str, Sequence[Path]], device: tor
                 {"contexts": content, "contexts.recogniser": digest, "align.template": settings.template})
 
 
-def faces_in_band(band: "Band", aligned: Path, every: Mapping[str, Sequence[Path]], faces: Mapping[str, Sequence[Path]],
-                  keep_images: int) -> dict[str, list[Path]]:
-    """The faces that lie in the band; the others are listed. `every`: the face of every image, found or not."""
+def faces_in_band(band: "Band | None", aligned: Path, every: Mapping[str, Sequence[Path]], faces: Mapping[str, Sequence[Path]],
+                  keep_images: int) -> Mapping[str, Sequence[Path]]:
+    """The faces that lie in the band, if there is one; the others are listed. `every`: that of every image, found or not."""
     found, file = sum(map(len, faces.values())), places.outside_band(aligned)
+    file.unlink(missing_ok=True)  # of another band
+    if band is None:
+        return faces
     outside = band.outside(every, faces, places.cosines(aligned), keep_images or -(-found // len(faces)))
     write_csv(file, ("identity", "image", "reason"), sorted((*image_key(face), reason) for face, reason in outside.items()))
     above = sum(" above " in reason for reason in outside.values())
@@ -191,9 +191,10 @@ def output_files(folders: Mapping[str, Sequence[Path]], aligned: Path) -> dict[P
     return outputs
 
 
-def closing_line(aligned: Path, found: int, images: int, faces: Mapping[str, Sequence[Path]],
+def closing_line(aligned: Path, faces: Mapping[str, Sequence[Path]], images: int, eligible: Mapping[str, Sequence[Path]],
                  kept: Mapping[str, Sequence[Path]], keep_images: int) -> str:
-    enough = sum(len(files) >= max(keep_images, 1) for files in faces.values())
+    found = sum(map(len, faces.values()))
+    enough = sum(len(files) >= max(keep_images, 1) for files in eligible.values())
     return (f"{aligned}: {found} of {images} faces aligned ({found / images:.2%}), {images - found} failed, see "
             f"failures.csv; {enough} of {len(faces)} identities have {max(keep_images, 1)} or more faces, "
             f"{len(kept)} of them are kept, see kept.csv")

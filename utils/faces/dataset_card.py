@@ -16,7 +16,7 @@ from utils.runtime.files import read_json, write_text
 from utils.runtime.records import decided
 
 TEMPLATE = Path(__file__).with_suffix(".md")
-GROUPS = ("contexts", "negatives", "guidance", "model", "sampling")  # of settings that decide the images
+GROUPS = ("contexts", "negatives", "guidance", "variety", "model", "sampling")  # of settings that decide the images
 SIZES = (1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M")
 WEIGHTS = "configuration", "diffusion model", "first stage, encoder", "first stage, decoder"
 SAMPLE, ALIGN = "run sample.py again", "run align.py again"
