@@ -87,7 +87,8 @@ def on_device(script, patch, made: tuple[Path, Path], device: torch.device, trai
 
     patch.setattr(ranks, "setup", lambda device_setting: Ranks(0, 1, device))
     for name, instead in {"run": run_training, "save": lambda *_: None, "_report": lambda self, *_: self.log.append({}),
-                          "_validate": lambda *_: {}, "_check_finite": lambda *_, **__: 0.0}.items():
+                          "_validate": lambda *_: {}, "_announce": lambda *_: None,
+                          "_check_finite": lambda *_, **__: 0.0}.items():
         patch.setattr(Training, name, instead)
     if script is train_autoencoder:
         patch.setattr(script, "quantise", lambda *_: None)  # k-means, on the host

@@ -327,7 +327,7 @@ def test_several_pair_lists_and_all_pairs(output, settings, lfw, backbone, capsy
         backbone, faces, **rest))
     run(verify_fr, *settings, f"verify.lfw_pairs={pairs},{second}", f"verify.lfw_faces={folder}",
         f"verify.all_pairs={folder},{folder}", f"verify.people={output / 'people.txt'}")
-    result, printed = json.loads((output / "verification.json").read_text()), capsys.readouterr().out
+    result, printed = verification(output), capsys.readouterr().out
     assert counts == [20]
     assert list(result["per_cent"]) == ["LFW", "celeba"]
     assert result["counts"] == {name: {"pairs": 20, "centre crops": 1} for name in ("LFW", "celeba")}

@@ -68,9 +68,10 @@ class Ranks:
 
     def sum(self, values: Sequence[float] | torch.Tensor) -> list[float]:
         """The element-wise sum of `values` over all ranks; the device is waited for."""
+        if self.world_size == 1:
+            return torch.as_tensor(values, dtype=torch.float64).tolist()
         total = torch.as_tensor(values, dtype=torch.float64, device=self.device).clone()
-        if self.world_size > 1:
-            dist.all_reduce(total)
+        dist.all_reduce(total)
         return total.tolist()
 
     def agree(self, mine: bool) -> bool:
