@@ -212,15 +212,13 @@ class Training:
                     break
 
     def _announce(self, until: float) -> None:
-        """What is left of the budget, and the room for the state (which is written anew beside the last one) and the weights."""
-        budget, state = self.budget, self.state_file.stat().st_size
-        left = (until - self.progress) * (budget.minutes or budget.steps)
+        """What is left of the budget, and the room for the state (written anew beside the last one) and the weights."""
+        left = (until - self.progress) * (self.budget.minutes or self.budget.steps)
         weights = sum(weight.nbytes for group in self.optimizer.param_groups for weight in group["params"])
-        if not self.optimizer.state:  # it will hold averages of the gradients: Adam two for each weight
-            state += weights * (2 if "betas" in self.optimizer.defaults else 1)
+        moments = 0 if self.optimizer.state else 2 if "betas" in self.optimizer.defaults else 1  # that the state is still without
         if self.ranks.is_main:
-            announce(self.name, left, "minutes" if budget.minutes else "updates", self.state_file.parent,
-                     (2 * state + 2 * weights) / left, files=4)
+            size = 2 * (self.state_file.stat().st_size + moments * weights + weights)
+            announce(self.name, left, "minutes" if self.budget.minutes else "updates", self.log_file.parent, size / left, files=4)
 
     def _update(self, loss: nn.Module, batch: tuple) -> None:
         seed_step(self.seed, self.step, self.ranks.rank)
