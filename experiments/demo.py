@@ -39,7 +39,8 @@ def main() -> None:
     stages += [("align", *given, f"paths.run={folder}") for folder in folders]
     stages += [("plot_distributions", *given, f"scores.overlay={','.join(folders)}"),
                # a real training run, as far as a laptop takes it in a minute or two
-               ("train_fr", "fr.epochs=2", "fr.images_per_identity=4", "training.compile=false", *given, f"paths.run={name}/far")]
+               ("train_fr", "fr.epochs=2", "fr.images_per_identity=4", "training.compile=false", *given, f"paths.run={name}/far"),
+               ("report", *folders, *given)]
 
     took: list[tuple[str, float]] = []
     for number, (script, *arguments) in enumerate(stages, start=1):
@@ -48,8 +49,6 @@ def main() -> None:
         began = time.monotonic()
         stage(script, *arguments)
         took.append((script, time.monotonic() - began))
-
-    stage("report", *folders, *given)
 
     scores = places.scores(Path(config.paths.output) / name, config)
     print(f"\nDone. Open {places.report(Path(config.paths.output) / name)} in a browser: the same identities with and without\n"

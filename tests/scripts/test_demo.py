@@ -62,7 +62,7 @@ def test_make_demo_runs_every_stage(tmp_path, monkeypatch, capsys):
              "sampling.precision=fp32")  # the same faces on every kind of processor
     monkeypatch.setattr("sys.argv", ["demo", f"paths.output={tmp_path}", "device=cpu", *small])
     demo.main()
-    assert "[stage 20 of 20, about" in capsys.readouterr().out
+    assert "[stage 21 of 21, about" in capsys.readouterr().out
     rows = (tmp_path / "demo/scores/recogniser/table.md").read_text().splitlines()[2:]
     fdr = {row.split(" | ")[0].strip("| "): float(row.split(" | ")[6]) for row in rows}
     assert min(fdr[strategy] for strategy in ("null", "close", "rand", "mid", "far")) > fdr["w0"] > 0.5
