@@ -201,12 +201,15 @@ def kind(run: Path) -> str | None:
         images = decided(places.alignment_record(places.aligned(run)), ("align.images",), ALIGN)["align.images"]
         return "LFW, real" if Path(images).name in LFW_FOLDERS else None
     try:
-        settings = read_json(places.run_record(run))["config"]
+        record = read_json(places.run_record(run))
+        settings, decides = record["config"], record.get("decides", {})
         guidance, strategy = settings["guidance"], settings["negatives"]["strategy"]
         rule = guidance.get("rule", "negative"), guidance["w"], guidance["schedule"]
     except (LookupError, TypeError, AttributeError):
         raise UserError(f"{places.run_record(run)}: does not say how the run was guided; restore it, or sample again under "
                         "another paths.run") from None
+    if any(name.startswith("variety.") for name in decides):  # which the paper has none of
+        return None
     if guidance["w"] == 0:
         return "w = 0"
     return strategy if strategy in PAPER and rule == ("negative", 0.5, "constant") else None

@@ -211,6 +211,9 @@ def test_scoring_names_what_is_missing(settings, override, words):
 def test_the_paper_s_row_stands_only_beside_its_own_settings(tmp_path, guidance, strategy, row):
     write_json(tmp_path / "run.json", {"config": {"guidance": guidance, "negatives": {"strategy": strategy}}})
     assert plot_distributions.kind(tmp_path) == row
+    write_json(tmp_path / "run.json", {"config": {"guidance": guidance, "negatives": {"strategy": strategy}},
+                                       "decides": {"guidance.w": 0.5, "variety.cone": 0.7}})
+    assert plot_distributions.kind(tmp_path) is None
 
 
 @pytest.mark.parametrize("images, row", [("data/lfw/lfw-deepfunneled", "LFW, real"), ("/somewhere/lfw/", "LFW, real"),
