@@ -28,7 +28,7 @@ from config import places
 from config.config import Config
 from config.load import load_config
 from models import published
-from utils.diffusion import guidance, solvers, spacings
+from utils.diffusion import fitted, guidance, solvers, spacings
 from utils.diffusion.annealing import annealed
 from utils.diffusion.latent_diffusion import LatentDiffusion, to_uint8
 from utils.diffusion.noise import ANNEALING, CONE, DIRECTION, W, gaussian, uniform
@@ -134,6 +134,8 @@ class Sampler:
              "weights": [file_digest(file) for file in weights]}
         if self.sampling.spacing != "default":  # which runs of earlier versions do not name
             self.decides |= {"sampling.spacing": self.sampling.spacing, "timesteps": self.timesteps}
+        if self.sampling.solver == "fitted":
+            self.decides["fitted"] = array_digest(np.concatenate(fitted.FITTED[self.sampling.steps]))
         self.decides |= deciding_variety(config)
         images = [(i, k) for i in range(self.sampling.identities) for k in range(self.sampling.images_per_identity)]
         self.batches = [images[start : start + self.sampling.batch_size]
@@ -214,6 +216,9 @@ def load_model(model, sampling, device: torch.device) -> tuple[LatentDiffusion, 
     files = [Path(model.diffusion) / ".hydra" / "config.yaml",
              published.checkpoint_file(Path(model.diffusion) / "checkpoints", step, ema=True), model.first_stage_encoder,
              model.first_stage_decoder]
+    if sampling.solver == "fitted" and file_digest(files[1]) != fitted.WEIGHTS:
+        raise UserError(f"sampling.solver: fitted was fitted to other weights than {files[1]}; set another solver, or fit it to "
+                        "them by python -m experiments.solvers fit")
     bf16 = distributed.use_bf16(sampling.precision, device)
     return LatentDiffusion(unet, autoencoder, settings["betas"], settings["latent_shape"], settings["prediction"], device,
                            bf16), files

@@ -56,7 +56,8 @@ def fit(laboratory: Laboratory) -> None:
     for steps, entry in entries.items():
         print(f"{steps} steps, rms distance of latents to the teacher's, held out: "
               + ", ".join(f"{arm} {value:.4f}" for arm, value in entry["held_out"].items()))
-    write_text(folder / "fitted.py", source({steps: entry["numbers"] for steps, entry in entries.items()}))
+    write_text(folder / "fitted.py", source({steps: entry["numbers"] for steps, entry in entries.items()},
+                                            weights=laboratory.decides["weights"][1]))
     print(f"{folder / 'fitted.py'}: put it into the place of utils/diffusion/fitted.py")
 
 
@@ -142,9 +143,10 @@ def rms(drawn: Sequence[Tensor], paths: Sequence[Path]) -> list[float]:
     return [((x_0 - path.x[-1]).square().mean().sqrt() / path.x[-1].std()).item() for x_0, path in zip(drawn, paths, strict=True)]
 
 
-def source(entries: Mapping[int, Sequence[Sequence[float]]]) -> str:
-    """utils/diffusion/fitted.py with these numbers."""
-    lines = [f'"""{written.__doc__}"""', "FITTED: dict[int, tuple[tuple[float, ...], ...]] = {"]
+def source(entries: Mapping[int, Sequence[Sequence[float]]], weights: str) -> str:
+    """utils/diffusion/fitted.py with these numbers and the digest of the weights."""
+    lines = [f'"""{written.__doc__}"""', f'WEIGHTS = "{weights}"  # digest of their file',
+             "FITTED: dict[int, tuple[tuple[float, ...], ...]] = {"]
     for steps, numbers in entries.items():
         lines += [f"    {steps}: (", *(wrapped(f"({', '.join(map(repr, row))}),") for row in numbers), "    ),"]
     return "\n".join([*lines, "}", ""])

@@ -15,13 +15,14 @@ from safetensors.torch import load_file
 
 from models.schedule import alpha_bars, linear_betas
 from models.unet import ConditionalUNet
-from utils.diffusion.fitted import FITTED
+from utils.diffusion.fitted import FITTED, WEIGHTS
 from utils.diffusion.guidance import guided
 from utils.diffusion.latent_diffusion import LatentDiffusion
 from utils.diffusion.noise import gaussian
 from utils.diffusion.solvers import PUBLISHED, SOLVERS, check, fitted, sample
 from utils.diffusion.spacings import karras, linspace, log_snr, timesteps
 from utils.runtime.errors import UserError
+from utils.runtime.files import file_digest
 
 DATA = Path(__file__).parents[1] / "data"
 SHAPE = (2, 3, 4, 4)
@@ -204,6 +205,10 @@ def test_a_fitted_step_weighs_the_latest_prediction_first():
     numbers = [(999, 0.5, 1.0), (500, 0.25, 0.0, 1.0), (10, 0.0, 10.0, 100.0, 1000.0)]
     x_0 = fitted(denoise, torch.ones(SHAPE, dtype=torch.float64), [999, 500, 10], None, linear_betas(), numbers)
     assert x_0.flatten().tolist() == pytest.approx([1230.0] * x_0.numel())
+
+
+def test_the_numbers_are_those_of_the_embedded_weights():
+    assert WEIGHTS == file_digest(Path("models/demo/checkpoints/ema_averaged_model.safetensors"))
 
 
 @pytest.mark.parametrize("steps", FITTED)

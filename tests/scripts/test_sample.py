@@ -413,10 +413,11 @@ def test_a_folder_made_with_other_settings_is_refused(settings, reference, overr
     ("model.first_stage_decoder=nowhere.pt", ["nowhere.pt"]),
     ("model.step=70000", ["70000"]),
     ("sampling.steps=1001", ["sampling.steps", "1000"]),
+    ("sampling.solver=fitted sampling.steps=8", ["sampling.solver", "other weights", "experiments.solvers fit"]),
 ])
 def test_what_is_missing_is_named(settings, override, words):
     with pytest.raises(UserError) as caught:
-        run(sample, *settings, "paths.run=refused", override)
+        run(sample, *settings, "paths.run=refused", *override.split())
     assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words)
     assert not images(settings, "refused")
 

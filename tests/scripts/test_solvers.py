@@ -128,8 +128,8 @@ def test_timesteps_move_among_those_of_the_teacher():
 def test_the_numbers_are_written_as_they_are_read():
     entries = {6: [(999, 0.1, 1.5), (500, -0.25, 1e-05, 3.0)]}
     scope: dict = {}
-    exec(solver_fit.source(entries), scope)
-    assert scope["FITTED"] == {6: tuple(entries[6])} and "S4S" in scope["__doc__"]
+    exec(solver_fit.source(entries, weights="ab12"), scope)
+    assert scope["FITTED"] == {6: tuple(entries[6])} and scope["WEIGHTS"] == "ab12" and "S4S" in scope["__doc__"]
 
 
 # ---- the whole -------------------------------------------------------------------------------------------------------
