@@ -50,8 +50,9 @@ def main() -> None:
         if custom is None else negatives.from_choice(contexts, custom)
 
     # Save
-    record.begin(digest=array_digest(vectors), config=asdict(config))
-    negatives.write(file, ids, vectors, index, similarity, decides["contexts"])
+    with record.making(digest=array_digest(vectors), config=asdict(config)) as is_new:
+        if is_new:
+            negatives.write(file, ids, vectors, index, similarity, decides["contexts"])
     summary = "the zero vector for all"
     if vectors.any():
         summary = "cosine to the negative: lowest {:.3f}, median {:.3f}, highest {:.3f}".format(

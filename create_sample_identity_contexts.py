@@ -60,9 +60,10 @@ def main() -> None:
           f"99% {high:.3f}, highest {highest:.3f} ('{ids[most]}' and '{ids[other]}')")
 
     # Save, the contexts last: where they exist, their record and plot do
-    save_figure(crowding_plot(crowding, file.stem), file.with_suffix(".crowding.png"))
-    record.begin(digest=identity_contexts.digest(ids, contexts), config=asdict(config))
-    identity_contexts.write(file, ids, contexts)
+    with record.making(digest=identity_contexts.digest(ids, contexts), config=asdict(config)) as is_new:
+        if is_new:
+            save_figure(crowding_plot(crowding, file.stem), file.with_suffix(".crowding.png"))
+            identity_contexts.write(file, ids, contexts)
     print(f"{file}: written, with .json and .crowding.png beside it")
 
 

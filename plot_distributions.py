@@ -38,7 +38,7 @@ from utils.runtime.errors import UserError, run_script
 from utils.runtime.figures import montage, save_figure
 from utils.runtime.files import read_json, read_npz, write_json, write_npz, write_text
 from utils.runtime.progress import announce
-from utils.runtime.records import Record, State, decided, versions
+from utils.runtime.records import Record, decided, versions
 
 # NegFaceDiff (arXiv 2508.09661), its table of score distributions:
 # EER, FMR100, FMR1000, genuine mean and standard deviation, impostor mean and standard deviation, FDR.
@@ -115,13 +115,13 @@ class Scorer:
 
     def embeddings(self, faces: Mapping[str, Sequence[Path]], decides: Mapping[str, str], file: Path) -> np.ndarray:
         """[N, D] float32 of the faces in their order; those in the file are read where they are of the same faces."""
-        record = Record(file.with_suffix(".json"), decides, target=file)
-        if record.begin() is State.DONE:
-            return read_npz(file, ("embeddings",))["embeddings"]
-        images = [face for images in faces.values() for face in images]
-        embeddings = embed(self.backbone, images, self.device, decides["template"])
-        write_npz(file, embeddings=embeddings, paths=np.array([f"{face.parent.name}/{face.name}" for face in images]))
-        return embeddings
+        with Record(file.with_suffix(".json"), decides, target=file).making() as is_new:
+            if not is_new:
+                return read_npz(file, ("embeddings",))["embeddings"]
+            images = [face for images in faces.values() for face in images]
+            embeddings = embed(self.backbone, images, self.device, decides["template"])
+            write_npz(file, embeddings=embeddings, paths=np.array([f"{face.parent.name}/{face.name}" for face in images]))
+            return embeddings
 
 
 @dataclass(frozen=True)
@@ -162,14 +162,20 @@ def score(run: Path, config: Config, scorer: Scorer, real: RealFaces | None) -> 
     """The distributions and metrics of a run; those already there are read where they are of the same faces."""
     settings, folder, aligned = config.scores, places.scores(run, config), places.aligned(run)
     kept = select(read_kept(aligned), settings.identities, settings.images_per_identity)
-    labels = np.repeat(list(kept), [len(images) for images in kept.values()])
     template = decided(places.alignment_record(aligned), ("align.template",), ALIGN)["align.template"]
     decides = scorer.decides(kept, template)
     record = Record(folder / "scores.json", {**decides, "replicates": REPLICATES, "scores.real": real.listing if real else ""},
                     target=folder / "metrics.json")
-    if record.begin(config=asdict(config)) is State.DONE:
+    with record.making(folder / "histograms.npz", config=asdict(config)) as is_new:
+        if is_new:
+            measure(kept, decides, folder, scorer, real)
         return scores.read_distributions(folder / "histograms.npz"), read_json(folder / "metrics.json")
 
+
+def measure(kept: Mapping[str, Sequence[Path]], decides: Mapping[str, str], folder: Path, scorer: Scorer,
+            real: RealFaces | None) -> None:
+    """Write what there is to say of the faces of a run into a folder."""
+    labels = np.repeat(list(kept), [len(images) for images in kept.values()])
     announce("scores", len(labels), "faces", folder, FACE_SIZE + HISTOGRAMS_SIZE / len(labels), files=5)
     embeddings = scorer.embeddings(kept, decides, folder / "embeddings.npz")
     distributions = scores.score_distributions(embeddings, labels, scorer.device)
@@ -192,7 +198,6 @@ def score(run: Path, config: Config, scorer: Scorer, real: RealFaces | None) -> 
             name: variety.jackknife_interval(metrics[name], values) for name, values in left_out.items()}
     scores.write_distributions(folder / "histograms.npz", distributions)
     write_json(folder / "metrics.json", metrics)  # last: where it exists, all of them do
-    return distributions, metrics
 
 
 def kind(run: Path) -> str | None:

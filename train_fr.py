@@ -88,14 +88,14 @@ def main() -> None:
             "fr.epochs": fr.epochs, "training.precision": "bf16" if bf16 else "fp32"})
     ranks.on_main(lambda: record.begin(config=asdict(config)))
     ranks.on_main(lambda: write_json(folder / "held_out.json", data.held_out_identities))
-    if fr.is_original_train and ranks.is_main:
-        probabilities = open_probabilities(folder / "probabilities.npy", fr.epochs, len(data.rows))
     training = Training("train the recogniser", folder / "state.pt", folder / "log.csv", ranks, Budget(steps=fr.epochs * steps),
                         optimizer, {"backbone": backbone, "head": head}, clip=[(backbone, GRADIENT_CLIP), (head, GRADIENT_CLIP)],
                         images=total_batch, seed=fr.seed, rows=fr.epochs, early_stop=0 if fr.milestones else EARLY_STOP,
                         summed={"probability": probability} if fr.is_original_train else {}, scheduler=scheduler,
                         steps_at_validations=True, fix="begin with a lower fr.learning_rate under another fr.name")
     training.restore()
+    if fr.is_original_train and ranks.is_main:
+        probabilities = open_probabilities(folder / "probabilities.npy", fr.epochs, len(data.rows), training.step // steps)
 
     def batches(step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Faces, classes and numbers of the images; this rank's share of each step."""

@@ -7,7 +7,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from models.state_dicts import DOWNLOAD
-from utils.runtime.errors import UserError
+from utils.runtime.errors import UserError, is_out_of_memory
 from utils.runtime.files import require_file
 from utils.runtime.foreign_arrays import require_regular
 
@@ -37,6 +37,8 @@ class HydraConfig:
         except UserError:
             raise
         except Exception as error:  # YAML's, OmegaConf's, and Python's about numbers and depths
+            if is_out_of_memory(error):
+                raise
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"{file}: is not the plain YAML of a model ({reason}); {DOWNLOAD}") from None
 
@@ -50,6 +52,8 @@ class HydraConfig:
                 value = OmegaConf.to_container(value, resolve=True)
             text = str(value)
         except Exception as error:  # OmegaConf's, its parser's, or Python's about numbers and depths
+            if is_out_of_memory(error):
+                raise
             reason = str(error).strip().partition("\n")[0][:200]
             raise self.error(path, f"cannot be resolved ({reason}); write the value there, or {DOWNLOAD}") from None
         if value is None:

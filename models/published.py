@@ -18,7 +18,7 @@ from models.schedule import linear_betas, schedule_tables
 from models.state_dicts import DOWNLOAD, container, first_difference, read_state_dict, read_torch, tensor_fault
 from models.unet import ConditionalUNet
 from utils.runtime import foreign_arrays
-from utils.runtime.errors import UserError
+from utils.runtime.errors import UserError, is_out_of_memory
 from utils.runtime.files import file_digest, require_file, text_digest
 
 EPS_PREFIX = "eps_model."  # of the network's parameters; the schedule's tables have none
@@ -120,6 +120,8 @@ def build_unet(config: HydraConfig) -> ConditionalUNet:
     except UserError as error:
         raise UserError(f"{config.file}: model.{error}") from None
     except Exception as error:  # whatever the combination is refused by
+        if is_out_of_memory(error):
+            raise
         raise config.error("model", f"describes no network that is known here ({type(error).__name__}: {error}); "
                            f"{DOWNLOAD}") from None
 

@@ -1,224 +1,153 @@
-"""Every stage killed, starved and disturbed, then run again: what is lost, what is wrong? Run by `make faults`.
+"""Every stage killed, starved and disturbed, every input changed or hostile: what is lost, what is wrong? `make faults`.
 
-    python -m tests.faults.campaign [kills per stage] [stages, whose predecessors then run undisturbed]
+    python -m tests.faults.campaign [kills of each stage, default 20] [parts: stages, upstream, hostile, mutated, command-line]
+                                    [--write] [--quick]
 
-Stages run on tiny networks and drawn faces, each trial in a fork of this process, whose libraries are loaded. A trial is
-disturbed once: killed at a moment of its work, killed just before or just after a rename, or refused a write (full disk). Then
-the same command runs to its end, and its artifacts are compared, byte for byte, with those of an undisturbed run. Prints the
-table of docs/reliability.md.
+Each trial runs in a fork of this process, whose libraries are loaded (those of command-line excepted), on the chain of stages.py.
+--write puts the table into docs/reliability.md; --quick is the part that `make test` runs.
 """
-import errno
-import hashlib
-import importlib
-import io
-import json
+import itertools
 import os
 import random
-import shutil
+import re
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
+from tests.faults import disturbances, hostile, ranks, upstream
+from tests.faults.judging import COLUMNS, Result, compared, flaws, show, trial_folder
+from tests.faults.processes import Ended
+from tests.faults.stages import STAGES, Stage, chain
+from utils.runtime.errors import ROOT
 
-from models import random_weights
-from models.backbones import BACKBONES
-from models.sizes import SIZES
-from tests.drawn_face import draw_face
-from tests.tiny_generator import TINY, shrink
-from tests.tiny_training import TinyNet
-from utils.recognition import dynunc, recogniser_training
-from utils.runtime.errors import run_script
-
-KILLS, RENAMES, DISKS = 20, 8, 4
-LIMIT = 60  # seconds a trial may take before it counts as hanging
-# Stage -> (script, the artifacts that are compared, further settings).
-STAGES = {
-    "contexts": ("create_sample_identity_contexts", ["contexts/*seed3.npz"], ["contexts.seed=3"]),
-    "negatives": ("create_negative_contexts", ["contexts/*negatives-mid.npz"], ["negatives.strategy=mid"]),
-    "sample": ("sample", ["run/samples/*/*.png"], []),
-    "align": ("align", ["run/aligned/*/*.png", "run/aligned/*.csv"], []),
-    "scores": ("plot_distributions", ["run/scores/*/*.npz", "run/scores/*/metrics.json"], []),
-    "train_fr": ("train_fr", ["run/fr/t/backbone.safetensors", "run/fr/t/keep_0.5.txt", "run/fr/t/held_out.json"], []),
-    "train_autoencoder": ("train_autoencoder", ["training/t/first_stage_*.safetensors"], ["training.length=12steps"]),
-    "train_diffusion": ("train_diffusion", ["training/t/checkpoints/*", "training/t/*.npz"], ["training.length=8steps"]),
-}
+KILLS = 20
+DOCUMENT = ROOT / "docs" / "reliability.md"
+TITLES = ("lost", "wrong", "tracebacks", "hangs, orphans", "messages not one line", "programs", "crashes", "files outside",
+          "over 4 GiB")
 
 
-def prepare(folder: Path) -> list[str]:
-    """Weights, faces and a recogniser in `folder`; the settings that use them."""
-    random_weights.write(folder / "weights", "small")
-    people = np.random.default_rng(0).integers(150, 240, (8, 3))
-    for i, skin in enumerate(people):
-        for k in range(3):
-            file = folder / "faces" / f"p{i}" / f"{k}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(draw_face(96 + 16 * k, tuple(skin.tolist()))).save(file)
-    torch.manual_seed(0)
-    torch.save(BACKBONES["mobilefacenet"](0.0).state_dict(), folder / "recogniser.pth")
-    weights = folder / "weights"
-    return ["device=cpu", "paths.run=run", "contexts.source=uniform", "contexts.dimension=512", "contexts.number=8",
-            f"model.diffusion={weights}", f"model.first_stage_encoder={weights}/first_stage_encoder_state_dict.pt",
-            f"model.first_stage_decoder={weights}/first_stage_decoder_state_dict.pt", "sampling.identities=8",
-            "sampling.images_per_identity=3", "sampling.batch_size=4", "sampling.steps=3", "sampling.precision=fp32",
-            f"align.images={folder}/faces", "align.processes=1", f"scores.recogniser={folder}/recogniser.pth",
-            "fr.backbone=iresnet18", "fr.batch_size=4", "fr.epochs=4", "fr.name=t", "fr.is_original_train=true",
-            f"training.faces={folder}/faces", f"contexts.recogniser={folder}/recogniser.pth", "training.size=tiny",
-            "training.name=t", "training.compile=false", "training.precision=fp32", "diffusion.batch_size=4"]
+@dataclass(frozen=True)
+class Fault:
+    """A disturbance of every stage: how often, how it may end, and from (n, whole: the undisturbed run) what is done."""
+
+    times: int
+    codes: tuple[int, ...]
+    prepare: Callable[[int, Ended], Callable[[], object]] = lambda n, whole: lambda: None
+    sent: signal.Signals | None = None
 
 
-def trial(script: str, arguments: list[str], disturb: Callable[[], None] = lambda: None, kill_after: float = 0) -> dict:
-    """Run a stage in a fork; `disturb` is called there first. Returns its exit code, its stderr and its seconds."""
-    read, write = os.pipe()
-    begin, pid = time.monotonic(), os.fork()
-    if pid == 0:
-        os.setsid()
-        os.close(read)
-        os.dup2(write, 2)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.stdout, sys.stderr = io.StringIO(), os.fdopen(2, "w", buffering=1)
-        sys.argv = [f"{script}.py", *arguments]
-        code = 0
-        try:
-            disturb()
-            run_script(importlib.import_module(script).main)
-        except SystemExit as exit:
-            code = exit.code if isinstance(exit.code, int) else 1
-        except BaseException:
-            code = 1
-        os._exit(code)
-    os.close(write)
-    deadline = begin + (kill_after or LIMIT)
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            break
-        time.sleep(0.002)
-    else:
-        os.killpg(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
-    with os.fdopen(read, errors="replace") as said:
-        stderr = said.read()
-    return {"code": os.waitstatus_to_exitcode(status), "stderr": stderr, "seconds": time.monotonic() - begin}
+def faults(kills: int) -> dict[str, Fault]:
+    few = min(8, max(2, kills))
+    return {
+        "SIGKILL": Fault(kills, (-9, 0), sent=signal.SIGKILL),
+        "SIGTERM": Fault(kills, (143, 0), sent=signal.SIGTERM),
+        "SIGINT": Fault(kills, (130, 0), sent=signal.SIGINT),
+        "killed before a rename": Fault(few, (-9, 0), lambda n, whole: disturbances.at_rename(n + 1, after=False)),
+        "killed after a rename": Fault(few, (-9, 0), lambda n, whole: disturbances.at_rename(n + 1, after=True)),
+        "full disk": Fault(min(4, few), (2, 0), lambda n, whole: disturbances.full_disk(n + 1)),
+        "files limited in size": Fault(min(5, few), (2, 0), lambda n, whole: disturbances.small_files(30 * 20**n)),
+        "read-only output": Fault(1, (2,), lambda n, whole: disturbances.read_only),
+        "memory: an allocation fails": Fault(kills, (2, 0), lambda n, whole: disturbances.out_of_memory(
+            random.random(), calls_of(whole), disturbances.MESSAGES[n % 2])),
+        "memory: limited": Fault(min(4, few), (2, 0), lambda n, whole: disturbances.little_memory(2**(21 + 2 * n))),
+    }
 
 
-def at_rename(number: int, after: bool) -> Callable[[], None]:
-    """Kills the process at its n-th rename, before or after it."""
-    def disturb() -> None:
-        replace, calls = os.replace, []
+# ---- stages ----------------------------------------------------------------------------------------------------------
 
-        def killing(*args, **kwargs):
-            calls.append(1)
-            if len(calls) == number and not after:
-                os.kill(os.getpid(), signal.SIGKILL)
-            replace(*args, **kwargs)
-            if len(calls) == number and after:
-                os.kill(os.getpid(), signal.SIGKILL)
-        os.replace = killing
-    return disturb
+def calls_of(whole: Ended) -> int:
+    return int(re.findall(r"calls: (\d+)", whole.printed)[-1])
 
 
-def full_disk(number: int) -> Callable[[], None]:
-    """From the n-th flush to the disk on there is no space."""
-    def disturb() -> None:
-        fsync, calls = os.fsync, []
-
-        def full(descriptor):
-            calls.append(1)
-            if len(calls) >= number:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            fsync(descriptor)
-        os.fsync = full
-    return disturb
+def counted() -> Callable[[], None]:
+    calls = disturbances.profile()
+    return lambda: print(f"calls: {calls[0]}")
 
 
-def artifacts(output: Path, patterns: list[str]) -> dict[str, str]:
-    return {str(file.relative_to(output)): hashlib.sha256(file.read_bytes()).hexdigest()
-            for pattern in patterns for file in output.glob(pattern) if "rank" not in file.name}
+def stage_trials(before: Path, name: str, stage: Stage, kills: int) -> Iterator[Result]:
+    with trial_folder(before) as folder:
+        whole = stage.run(folder, prepare=counted)
+        reference = stage.made(folder)
+    assert whole.code == 0 and reference, (name, whole)
+    for fault, about in faults(kills).items():
+        for number in range(about.times):
+            with trial_folder(before) as folder:
+                moment = random.uniform(0.0, whole.seconds)
+                disturbed = stage.start(folder, prepare=about.prepare(number, whole)).wait(about.sent, moment)
+                again = stage.run(folder)
+                bad = flaws(disturbed, about.codes) + flaws(again, (0,)) + compared(reference, stage.made(folder))
+                bad["lost"] += len(list((folder / "out").rglob("*.part")))
+                yield name, fault, show(bad, f"{name}, {fault} {number} at {moment:.2f}", disturbed, again)
+    with trial_folder(before) as folder:
+        other = stage.run(folder, *stage.other)
+        other_reference = stage.made(folder)
+    assert other.code == 0 and other_reference, (name, other)
+    for number in range(kills):
+        for fault, settings, expected in (("two at once", (), reference), ("two at once, other settings", stage.other,
+                                                                           other_reference)):
+            with trial_folder(before) as folder:
+                first = stage.start(folder)
+                time.sleep(random.choice([0, random.uniform(0, whole.seconds)]))
+                second = stage.start(folder, *settings).wait()
+                ended = [first.wait(), second]
+                bad = flaws(ended[0]) + flaws(ended[1])
+                for made, wanted in (((), reference), (settings, expected)):
+                    ended.append(stage.run(folder, *made))
+                    bad += flaws(ended[-1])
+                    if ended[-1].code == 0:
+                        bad += compared(wanted, stage.made(folder))
+                bad["lost"] += all(command.code for command in ended[2:])
+                yield name, fault, show(bad, f"{name}, {fault} {number}", *ended)
 
 
-def stage(name: str, base: Path, settings: list[str], kills: int) -> list[dict]:
-    """All trials of one stage. `base` is an output folder in which the stages before it have run."""
-    script, patterns, extra = STAGES[name]
-    results = []
+# ---- all -------------------------------------------------------------------------------------------------------------
 
-    def once(fault: str, disturb: Callable[[], None] = lambda: None, kill_after: float = 0.0) -> None:
-        output = Path(tempfile.mkdtemp(dir=base.parent)) / "output"
-        shutil.copytree(base, output, symlinks=True)
-        arguments = [*settings, *extra, f"paths.output={output}"]
-        disturbed = trial(script, arguments, disturb, kill_after)
-        again = trial(script, arguments)
-        found = artifacts(output, patterns)
-        lines = [line for line in disturbed["stderr"].replace("\r", "\n").splitlines() if line.startswith("error: ")]
-        results.append({
-            "stage": name, "fault": fault, "lost": len(reference.keys() - found.keys()),
-            "wrong": sum(found.get(file, digest) != digest for file, digest in reference.items()),
-            "traceback": "Traceback" in disturbed["stderr"] + again["stderr"], "hang": again["seconds"] > LIMIT,
-            "unsaid": fault == "full disk" and disturbed["code"] not in (0, 2) or (disturbed["code"] == 2 and len(lines) != 1),
-            "again": again["code"], "parts": len(list(output.rglob("*.part")))})
-        shutil.rmtree(output.parent)
-
-    output = Path(tempfile.mkdtemp(dir=base.parent)) / "output"
-    shutil.copytree(base, output, symlinks=True)
-    whole = trial(script, [*settings, *extra, f"paths.output={output}"])
-    reference = artifacts(output, patterns)
-    assert whole["code"] == 0 and reference, (name, whole)
-    for _ in range(kills):
-        once("killed", kill_after=random.uniform(0.02, whole["seconds"]))
-    for number in range(1, RENAMES + 1):
-        once("killed before a rename", at_rename(number, after=False))
-        once("killed after a rename", at_rename(number, after=True))
-    for number in range(1, DISKS + 1):
-        once("full disk", full_disk(number))
-    shutil.copytree(output, base, dirs_exist_ok=True)  # what the next stages read
-    shutil.rmtree(output.parent)
-    return results
-
-
-def table(results: list[dict]) -> str:
-    lines = ["| stage | fault | times | lost | wrong | tracebacks | hangs | messages that are not one line |", "|---" * 8 + "|"]
-    for key in dict.fromkeys((result["stage"], result["fault"]) for result in results):
-        rows = [result for result in results if (result["stage"], result["fault"]) == key]
-        counts = [sum(bool(row[column]) for row in rows) for column in ("lost", "wrong", "traceback", "hang", "unsaid")]
+def table(results: list[Result]) -> str:
+    lines = [f"| stage | fault | times | {' | '.join(TITLES)} |", "|---" * (3 + len(TITLES)) + "|"]
+    for key in dict.fromkeys((stage, fault) for stage, fault, _ in results):
+        rows = [bad for stage, fault, bad in results if (stage, fault) == key]
+        counts = [sum(bool(row[column]) for row in rows) for column in COLUMNS]
         lines.append("| " + " | ".join(map(str, (*key, len(rows), *counts))) + " |")
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
+
+
+def write_table(text: str, command: str) -> None:
+    document = DOCUMENT.read_text()
+    begin = document.index("| stage | fault |")
+    end = re.compile(r"\n(?!\|)").search(document, begin).end()
+    DOCUMENT.write_text(document[:begin] + text + document[end:])
 
 
 def main() -> None:
-    kills = int(sys.argv[1]) if len(sys.argv) > 1 else KILLS
-    torch.set_num_threads(1)
+    options = [argument for argument in sys.argv[1:] if argument.startswith("--")]
+    kills = int(next(filter(str.isdigit, sys.argv[1:]), 1 if "--quick" in options else KILLS))
+    wanted = [argument for argument in sys.argv[1:] if not argument.startswith("--") and not argument.isdigit()]
     random.seed(0)
-    BACKBONES["iresnet18"], SIZES["tiny"] = TinyNet, TINY
-    recogniser_training.HELD_OUT_PART, dynunc.WINDOW = 3, 3
-    for script in ("train_autoencoder", "train_diffusion"):
-        module = importlib.import_module(script)
-        shrink(module)
-    for script, *_ in STAGES.values():
-        importlib.import_module(script)
+    os.umask(0o022)
+    results, begun = [], time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        settings, base, results = prepare(Path(folder)), Path(folder) / "base", []
-        base.mkdir()
-        for script, extra in (("create_sample_identity_contexts", []), ("create_negative_contexts", [])):
-            assert trial(script, [*settings, *extra, f"paths.output={base}"])["code"] == 0, script
-        for name in STAGES:
-            begin = time.monotonic()
-            if len(sys.argv) > 2 and name not in sys.argv[2:]:
-                script, _, extra = STAGES[name]
-                assert trial(script, [*settings, *extra, f"paths.output={base}"])["code"] == 0, name
-                continue
-            results += stage(name, base, settings, kills)
-            print(f"{name}: {len(results)} trials so far, {time.monotonic() - begin:.0f} s", flush=True)
-    print(table(results))
-    bad = [row for row in results if any(row[column] for column in ("lost", "wrong", "traceback", "hang", "unsaid", "again"))]
-    print(f"{len(results)} trials, {len(bad)} of them bad; part files left after the second run: "
-          f"{sum(row['parts'] for row in results)}")
-    for row in bad[:20]:
-        print(json.dumps(row))
+        Path(folder).chmod(0o755)
+        folders = chain(Path(folder))
+        parts = {name: (lambda name=name: stage_trials(folders[name], name, STAGES[name], kills)) for name in STAGES}
+        parts |= {"ranks": lambda: itertools.chain.from_iterable(
+                      ranks.trials(folders[name], name, max(2, kills // 4)) for name in STAGES if STAGES[name].ranks),
+                  "upstream": lambda: upstream.trials(folders),
+                  "hostile": lambda: hostile.trials(folders), "mutated": lambda: hostile.mutated(folders, 3 if kills < 5 else 30),
+                  "command-line": lambda: hostile.command_line(folders)}
+        for name, trials in parts.items():
+            if name in wanted or not wanted and ("--quick" not in options or name not in ("ranks", "command-line")):
+                results += trials()
+                print(f"{name}: {len(results)} trials so far, {time.monotonic() - begun:.0f} s", flush=True)
+    text = table(results)
+    print(text)
+    bad = sum(bool(row.total()) for *_, row in results)
+    print(f"{len(results)} trials, {bad} of them bad, {(time.monotonic() - begun) / 60:.1f} minutes")
+    if "--write" in options:
+        write_table(text, "")
     sys.exit(1 if bad else 0)
 
 

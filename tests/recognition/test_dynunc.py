@@ -1,4 +1,6 @@
 """DynUnc against tables worked by hand."""
+import re
+
 import numpy as np
 import pytest
 
@@ -86,14 +88,29 @@ def test_scores_that_are_not_finite_are_refused():
 
 def test_a_longer_training_s_probabilities_keep_the_rows_of_the_shorter(tmp_path):
     file = tmp_path / "p.npy"
-    p = open_probabilities(file, 2, 5)
+    p = open_probabilities(file, 2, 5, done=0)
     assert p.shape == (2, 5) and p.dtype == np.float32 and np.isnan(p).all()
     p[0] = np.arange(5)
     p.flush()
-    grown = open_probabilities(file, 4, 5)
+    grown = open_probabilities(file, 4, 5, done=1)
     np.testing.assert_array_equal(grown[0], np.arange(5))
     assert grown.shape == (4, 5) and np.isnan(grown[1:]).all()
-    assert open_probabilities(file, 3, 5).shape == (4, 5)  # a shorter one loses nothing
+    assert open_probabilities(file, 3, 5, done=1).shape == (4, 5)  # a shorter one loses nothing
+
+
+@pytest.mark.parametrize("content, words", [
+    (None, "lacks the probabilities of epochs"), (b"", "No data left|EOF"), (np.zeros((2, 4), np.float32), "float32 (2, 4)"),
+    (np.zeros((2, 5)), "float64 (2, 5)"), (np.full((2, 5), np.nan, np.float32), "lacks the probabilities of epochs"),
+    (np.array([[{}]], dtype=object), "dtype|object|Object")])
+def test_probabilities_that_were_lost_or_damaged_are_refused(tmp_path, content, words):
+    file = tmp_path / "p.npy"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content is not None:
+        np.save(file, content)
+    with pytest.raises(UserError, match=re.escape(str(file))) as error:
+        open_probabilities(file, 4, 5, done=2)
+    assert any(word in str(error.value) for word in words.split("|")) and "fr.name" in str(error.value)
 
 
 def test_scores_and_keep_lists_are_written_by_path(tmp_path, monkeypatch):

@@ -1,8 +1,10 @@
 """Is this already made? What a record answers, and what it leaves behind when it is killed."""
 import json
+import multiprocessing
 import os
 import platform
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -148,6 +150,83 @@ def test_a_cached_folder_goes_on_or_is_made_again(tmp_path):
     assert landmarks("a").begin() is State.CONTINUE
     assert landmarks("b").state() is State.MAKE
     assert landmarks("b").begin() is State.MAKE and landmarks("b").state() is State.CONTINUE
+
+
+# ---- what was made, and by whom --------------------------------------------------------------------------------------
+
+def make(record: Record, content: bytes, beside: bytes = b"index", seconds: float = 0.0) -> bool:
+    index = record.target.with_suffix(".index")
+    with record.making(index) as is_new:
+        if is_new:
+            time.sleep(seconds)
+            record.target.write_bytes(content)
+            index.write_bytes(beside)
+    return is_new
+
+
+@pytest.mark.parametrize("damage", [
+    lambda folder: (folder / "c.npz").write_bytes(b"other"), lambda folder: (folder / "c.index").write_bytes(b"other"),
+    lambda folder: (folder / "c.index").unlink(), lambda folder: (folder / "c.npz").unlink()],
+    ids=["another target", "another file beside it", "no file beside it", "no target"])
+def test_a_cache_whose_content_is_another_is_made_again(tmp_path, damage):
+    assert make(of_cache(tmp_path), b"first") and not make(of_cache(tmp_path), b"second")
+    before = (tmp_path / "c.npz").stat()
+    damage(tmp_path)
+    if (tmp_path / "c.npz").exists():
+        os.utime(tmp_path / "c.npz", ns=(before.st_atime_ns, before.st_mtime_ns))  # size and time do not tell
+    assert of_cache(tmp_path).state() is State.MAKE
+    assert make(of_cache(tmp_path), b"again") and (tmp_path / "c.npz").read_bytes() == b"again"
+
+
+def test_a_copy_of_a_cache_is_done_whatever_its_inodes_and_times(tmp_path):
+    make(of_cache(tmp_path / "a"), b"first")
+    shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=shutil.copyfile)
+    assert of_cache(tmp_path / "b").state() is State.DONE
+
+
+@pytest.mark.parametrize("made", ['"x"', "[]", '{"c.npz": 3}', '{"c.npz": []}', '{"c.npz": [null]}', '{"../c.npz": [1]}'])
+def test_a_damaged_note_of_what_was_made_makes_it_again(tmp_path, made):
+    make(of_cache(tmp_path), b"first")
+    record = json.loads((tmp_path / "c.json").read_text()) | {"made": json.loads(made)}
+    (tmp_path / "c.json").write_text(json.dumps(record))
+    assert of_cache(tmp_path).state() is State.MAKE
+
+
+def test_two_processes_with_other_settings_make_their_targets_in_turn(tmp_path):
+    """Without, one process's target comes to lie under the other's record."""
+    def work(seed: int) -> None:
+        for _ in range(10):
+            record = of_cache(tmp_path, **{"contexts.seed": seed})
+            make(record, str(seed).encode(), seconds=0.005)
+
+    processes = [multiprocessing.get_context("fork").Process(target=work, args=(seed,)) for seed in (1, 2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    seed = json.loads((tmp_path / "c.json").read_text())["decides"]["contexts.seed"]
+    assert (tmp_path / "c.npz").read_bytes() == str(seed).encode()
+
+
+def test_of_two_processes_that_begin_one_folder_with_other_settings_one_is_refused(tmp_path):
+    def begin(seed: int) -> None:
+        start.wait()
+        try:
+            of_folder(tmp_path, **{"contexts.seed": seed}).begin()
+        except UserError:
+            os._exit(2)
+
+    context = multiprocessing.get_context("fork")
+    for number in range(10):
+        (tmp_path / "run" / "run.json").unlink(missing_ok=True)
+        start = context.Barrier(2)
+        processes = [context.Process(target=begin, args=(seed,)) for seed in (1, 2)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        assert sorted(process.exitcode for process in processes) == [0, 2], number
 
 
 # ---- what may change -------------------------------------------------------------------------------------------------

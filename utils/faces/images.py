@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from utils.runtime.errors import UserError
+from utils.runtime.errors import UserError, is_out_of_memory
 
 # Pillow starts programs for some formats (EPS), so it is told which to look for, whatever a file is called.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # MPO, of phones, is opened as JPEG
@@ -32,12 +32,12 @@ def read_image(path: Path) -> np.ndarray:
             return np.asarray(on_white(in_8_bits(ImageOps.exif_transpose(image))))
     except FileNotFoundError:
         raise UserError(f"{path}: is not there any more, or is a link to nothing; put it back, or remove the link") from None
-    except MemoryError:
-        raise
     except UnidentifiedImageError:
         raise UserError(f"{path}: is not a readable image (none of {', '.join(FORMATS)}, or damaged); replace it by a PNG or "
                         "JPEG, or remove it") from None
     except Exception as error:  # a damaged file can make a decoder raise nearly anything
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).replace(str(path), "it").split()) or type(error).__name__
         raise UserError(f"{path}: is not a readable image ({reason}); replace it, or remove it") from None
 

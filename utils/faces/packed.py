@@ -13,7 +13,7 @@ from utils.faces.template import SIZE
 from utils.runtime.errors import UserError
 from utils.runtime.files import atomic_write, read_npz, require_file, write_npz
 from utils.runtime.progress import StageBar, announce
-from utils.runtime.records import Record, State
+from utils.runtime.records import Record
 
 READERS = 8  # threads that decode images; decoding releases the interpreter
 BLOCK = 1024  # images decoded ahead of the writing, at the most
@@ -46,12 +46,16 @@ def pack(folders: Mapping[str, Sequence[Path]], file: Path, digest: str) -> None
     Raises:
         UserError: an image cannot be read or is not 112 x 112.
     """
-    record = Record(file.with_suffix(".json"), {"images": digest}, target=file)
-    if record.begin() is State.DONE:
-        return
+    index_file = file.with_suffix(".index.npz")
+    with Record(file.with_suffix(".json"), {"images": digest}, target=file).making(index_file) as is_new:
+        if is_new:
+            _pack(folders, file, index_file)
+
+
+def _pack(folders: Mapping[str, Sequence[Path]], file: Path, index_file: Path) -> None:
     images = [path for paths in folders.values() for path in paths]
     announce("packing", len(images), "faces", file, 3 * SIZE**2, files=1)
-    write_npz(file.with_suffix(".index.npz"),
+    write_npz(index_file,
               labels=np.repeat(np.arange(len(folders)), [len(paths) for paths in folders.values()]),
               identities=np.array(list(folders)),
               paths=np.array([f"{identity}/{path.name}" for identity, paths in folders.items() for path in paths]))

@@ -9,6 +9,7 @@ import numpy as np
 
 from utils.runtime.errors import UserError
 from utils.runtime.files import atomic_write, write_npz, write_text
+from utils.runtime.foreign_arrays import reading, require_regular
 
 WINDOW = 10  # J, epochs
 KEEP_FRACTIONS = (0.9, 0.75, 0.5)  # of the images
@@ -70,12 +71,24 @@ def keep_list(scores: np.ndarray, fraction: float) -> np.ndarray:
 
 # ---- files -----------------------------------------------------------------------------------------------------------
 
-def open_probabilities(file: Path, epochs: int, images: int) -> np.ndarray:
+def open_probabilities(file: Path, epochs: int, images: int, done: int) -> np.ndarray:
     """The memory map [epochs or more, N] float32 of each image's probability of its class, NaN where not recorded.
 
     A file of fewer epochs grows and keeps its rows.
+
+    Raises:
+        UserError: the file is damaged, or lacks one of the `done` epochs that have been trained.
     """
-    earlier = np.load(file, allow_pickle=False, mmap_mode="r") if file.is_file() else np.empty((0, images), np.float32)
+    fix = "put it back, or begin under another fr.name"
+    earlier = np.empty((0, images), np.float32)
+    if file.exists():
+        require_regular(file)
+        with reading(file, "an array of probabilities", fix):
+            earlier = np.load(file, allow_pickle=False, mmap_mode="r")
+            if earlier.dtype != np.float32 or earlier.ndim != 2 or earlier.shape[1] != images:
+                raise ValueError(f"it is {earlier.dtype} {earlier.shape}, not float32 of {images} images")
+    if len(earlier) < done or not np.isfinite(earlier[:done]).any(axis=1).all():
+        raise UserError(f"{file}: lacks the probabilities of epochs that have been trained; {fix}")
     if len(earlier) < epochs:
         rows = np.full((epochs, images), np.nan, np.float32)
         rows[:len(earlier)] = earlier

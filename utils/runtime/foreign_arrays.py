@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from utils.runtime.errors import UserError
+from utils.runtime.errors import UserError, is_out_of_memory
 
 MOST_BYTES = 8 * 1024**3  # of a file, and of what a zip holds
 MOST_TEXT = 64 * 1024**2  # of a list or a table
@@ -35,10 +35,11 @@ def reading(file: Path | str, what: str, fix: str) -> Iterator[None]:
     """Whatever goes wrong inside with a stranger's file becomes one line that names it, and `what` it is not."""
     try:
         yield
-    except (UserError, MemoryError):
+    except UserError:
         raise
     except Exception as error:  # a damaged file can raise nearly anything
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # torch's, for a file that was cut
+        of_system = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)  # torch's, for a file that was cut
+        if of_system or is_out_of_memory(error):
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"{file}: is not {what}, or is damaged ({reason}); {fix}") from None

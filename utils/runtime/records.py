@@ -1,9 +1,11 @@
 """Is this already made? A JSON record beside every target says what decided it."""
+import fcntl
 import json
 import os
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib.metadata import version
@@ -62,6 +64,8 @@ class Record:
             return State.MAKE
         earlier = self._read()
         difference = first_difference(self._plain(self.decides), earlier)
+        if difference is None and not self._is_as_made(earlier):
+            return State.MAKE
         if difference is None:
             return State.CONTINUE if self.target is None else State.DONE
         if not self.named_by:
@@ -74,6 +78,19 @@ class Record:
             raise UserError(f"{self._where()}: was made from another content of {name} than there is now; {self._fix()}")
         raise UserError(f"{self._where()}: was made with {name} = {before!r}, now it is {now!r}; {self._fix()}")
 
+    @contextmanager
+    def making(self, *beside: Path, **about: Any) -> Iterator[bool]:
+        """`begin`, and whether the target is to be made; then the record notes what is in it, and in the files `beside` it.
+
+        Processes that make something in one folder do it in turn, so that a record never tells of another's target.
+        """
+        with alone(self.file.parent):
+            is_new = self.begin(**about) is not State.DONE
+            yield is_new
+            if is_new:
+                made = {file.name: [*seen(file), file_digest(file)] for file in (self.target, *beside)}
+                write_json(self.file, self._read() | {"made": made})
+
     def begin(self, **about: Any) -> State:
         """Write the record before the target; a stale target is removed first, so a kill never leaves the two at odds.
 
@@ -82,6 +99,10 @@ class Record:
         Raises:
             UserError: as `state`.
         """
+        with alone(self.file.parent):  # of two that begin one target with different settings, the second is refused
+            return self._begin(about)
+
+    def _begin(self, about: Mapping[str, Any]) -> State:
         state = self.state()
         sweep(self.file.parent)  # of what killed processes left
         changes = self._plain(self.may_change)
@@ -104,6 +125,16 @@ class Record:
             raise UserError(f"{self.file}: is no record of how {self._where()} was made; {self._fix()}")
         return {"decides": {}}
 
+    def _is_as_made(self, record: Mapping[str, Any]) -> bool:
+        """Whether the files are those that the record notes: by their stamps, or by their contents where these differ."""
+        made = record.get("made", {})
+        try:
+            files = {self.file.with_name(name): noted for name, noted in made.items()}
+            return all(file.is_file() and (seen(file) == noted[:-1] or file_digest(file) == noted[-1])
+                       for file, noted in files.items())
+        except (AttributeError, TypeError, ValueError, IndexError):  # it is damaged
+            return False
+
     @staticmethod
     def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
         return json.loads(json.dumps(values))  # as they come back from the file: tuples are lists there
@@ -113,6 +144,32 @@ class Record:
 
     def _fix(self) -> str:
         return f"set {self.named_by} to another name, or delete that {'file' if self.target else 'folder'}"
+
+
+_held: set[Path] = set()  # folders in which this process is alone
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block for this folder. Where locks do not work, as on some networks, do not."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder = folder.resolve()
+    if folder in _held:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    _held.add(folder)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"{folder}: another process makes something here; this one waits", flush=True)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        _held.discard(folder)
+        os.close(descriptor)
 
 
 def holds_something(path: Path) -> bool:

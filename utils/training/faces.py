@@ -39,7 +39,7 @@ from utils.runtime.files import atomic_write, file_digest, read_names, read_npz,
 from utils.runtime.foreign_arrays import reading
 from utils.runtime.progress import StageBar
 from utils.runtime.ranks import Ranks
-from utils.runtime.records import Record, State
+from utils.runtime.records import Record, State, alone
 
 MARGIN = 12  # px of 112: what crops show around the recognisers' canvas
 HELD_OUT_PART, MOST_HELD_OUT = 25, 200
@@ -86,7 +86,11 @@ def prepare(roots: Sequence[str], leave_out: str, whole: bool, minimum_face: flo
     if len(left_out) == len(folders):
         raise UserError(f"training.leave_out: leaves nobody of {','.join(roots)}; name fewer identities")
 
-    faces = ranks.main_first(lambda: find(folders, cache, whole, minimum_face, ranks.device))
+    def find_alone() -> TrainingFaces:
+        with alone(cache):
+            return find(folders, cache, whole, minimum_face, ranks.device)
+
+    faces = ranks.main_first(find_alone)
     missing = sum(map(len, folders.values())) - len(faces.files)
     ranks.print(f"{','.join(roots)}: {len(faces.files)} faces of {len(faces.identities)} people"
                 + (f"; {missing} images without a face are listed in {cache / 'failures.csv'}" if missing else "")
@@ -305,11 +309,12 @@ def face_latents(faces: TrainingFaces, crops: np.ndarray, cache: Path, autoencod
 
 def cached_array(file: Path, made_from: Mapping[str, Any], write: Callable[[Path], None]) -> np.ndarray:
     """The memory-mapped array of `file`, made by `write(temporary file)` unless it was made from the same before."""
-    if Record(file.with_suffix(".json"), made_from, target=file).begin() is not State.DONE:
-        with atomic_write(file) as temporary:
-            write(temporary)
-    with reading(file, "a whole array", "delete it, and run the same command again"):
-        return np.load(file, mmap_mode="r", allow_pickle=False)
+    with Record(file.with_suffix(".json"), made_from, target=file).making() as is_new:
+        if is_new:
+            with atomic_write(file) as temporary:
+                write(temporary)
+        with reading(file, "a whole array", "delete it, and run the same command again"):
+            return np.load(file, mmap_mode="r", allow_pickle=False)
 
 
 def open_array(file: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:

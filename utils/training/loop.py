@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
-from utils.runtime.errors import UserError
+from utils.runtime.errors import UserError, is_out_of_memory
 from utils.runtime.files import write_csv, write_torch
 from utils.runtime.foreign_arrays import check_sums
 from utils.runtime.progress import StageBar, announce
@@ -135,7 +135,8 @@ class Training:
                 setattr(self, name, progress[name])
         except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, LookupError, ValueError, TypeError,
                 AttributeError) as error:
-            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which torch raises for a file that was cut
+            of_system = isinstance(error, OSError) and error.errno != errno.EINVAL  # which torch raises for a file that was cut
+            if of_system or is_out_of_memory(error):
                 raise
             reason = str(error).strip().partition("\n")[0][:100]
             raise UserError(f"{self.state_file}: is damaged, or of an earlier version ({type(error).__name__}: {reason}); "
