@@ -194,12 +194,11 @@ def test_a_damaged_note_of_what_was_made_makes_it_again(tmp_path, made):
 
 def test_two_processes_with_other_settings_make_their_targets_in_turn(tmp_path):
     """Without, one process's target comes to lie under the other's record."""
-    def work(seed: int) -> None:
-        for _ in range(10):
-            record = of_cache(tmp_path, **{"contexts.seed": seed})
-            make(record, str(seed).encode(), seconds=0.005)
+    def work(seed: int, before: float, within: float) -> None:
+        time.sleep(before)
+        make(of_cache(tmp_path, **{"contexts.seed": seed}), str(seed).encode(), seconds=within)
 
-    processes = [multiprocessing.get_context("fork").Process(target=work, args=(seed,)) for seed in (1, 2)]
+    processes = [multiprocessing.get_context("fork").Process(target=work, args=args) for args in ((1, 0, 0.4), (2, 0.15, 0))]
     for process in processes:
         process.start()
     for process in processes:
