@@ -207,7 +207,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory has run out, of the device or of the host."""
     if isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
-    words = "out of memory|can't allocate memory|not enough memory|insufficient memory|std::bad_alloc"
+    words = ("out of memory|can't allocate memory|cannot allocate memory|not enough memory|insufficient memory|std::bad_alloc|"
+             "could not create a (primitive|memory)|can't start new thread")  # oneDNN's and Python's
     return isinstance(error, Exception) and not isinstance(error, OSError) and bool(re.search(words, str(error), re.I))
 
 
