@@ -28,6 +28,7 @@ from config import places
 from config.config import Config
 from config.load import load_config
 from models import published
+from models.state_dicts import MOST_BYTES as MOST_WEIGHTS
 from utils.diffusion import fitted, guidance, solvers, spacings
 from utils.diffusion.annealing import annealed
 from utils.diffusion.latent_diffusion import LatentDiffusion, to_uint8
@@ -131,7 +132,7 @@ class Sampler:
             f"sampling.{name}": getattr(self.sampling, name) for name in ("solver", "steps", "as_published", "batch_size", "seed")
         } | {"sampling.precision": "bf16" if self.model.dtype is torch.bfloat16 else "fp32", "device": device.type,
              "contexts": digest, "negatives": None if self.negatives is None else array_digest(self.negatives),
-             "weights": [file_digest(file) for file in weights]}
+             "weights": [file_digest(file, MOST_WEIGHTS) for file in weights]}
         if self.sampling.spacing != "default":  # which runs of earlier versions do not name
             self.decides |= {"sampling.spacing": self.sampling.spacing, "timesteps": self.timesteps}
         if self.sampling.solver == "fitted":

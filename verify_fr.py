@@ -35,7 +35,7 @@ from utils.faces.template import SIZE, TEMPLATES, centre_crop, warp
 from utils.recognition.embedding import embed
 from utils.runtime import ranks as distributed
 from utils.runtime.errors import UserError, run_script
-from utils.runtime.files import read_names, require_file, write_json
+from utils.runtime.files import read_names, require_file, sweep, write_json
 from utils.runtime.records import decided, versions
 
 FAR = {"IJB-C TAR@1e-5": 1e-5, "IJB-C TAR@1e-4": 1e-4}
@@ -103,6 +103,7 @@ def main() -> None:
 
     digest = backbone_digest(file)
     target = places.verification_file(file, digest, config)
+    sweep(target.parent)
     write_json(target, {"backbone": str(file), "digest": digest, "per_cent": percent,
                         "standard_deviation": {name: 100 * std for name, (_, std) in results.items()},
                         "counts": counts, "all_pairs": of_all_pairs, "config": asdict(config), "versions": versions()})

@@ -25,6 +25,7 @@ OTHERS = {b"version https://git-lfs": "a Git LFS pointer, not the file itself: f
           b"<": "a web page", b"\x89HDF": "an HDF5 file", b"\x1f\x8b": "a gzip file", b"GGUF": "a GGUF file",
           b"\x89PNG": "a picture", b"\xff\xd8\xff": "a picture"}
 
+MOST_BYTES = 2**50  # of a file of weights
 NESTED = ("state_dict", "net_state_dict", "model", "backbone")  # where checkpoints keep the weights
 WRAPPERS = ("model.", "backbone.")  # before every name, where a trainer wrapped the network
 WRAPPED = {"_orig_mod", "module"}  # anywhere in a name, by torch.compile and DistributedDataParallel
@@ -74,7 +75,7 @@ def read_state_dict(file: Path | str, setting: str) -> dict[str, Tensor]:
 
 def container(file: Path) -> str:
     """`safetensors`, `zip`, `pickle` or `npy`, by the first bytes of a regular file. Raises UserError where it is none."""
-    size = foreign_arrays.require_regular(file, 2**50)
+    size = foreign_arrays.require_regular(file, MOST_BYTES)
     with open(file, "rb") as stream:
         start = stream.read(64)
     for first, kind in STARTS.items():
@@ -110,7 +111,7 @@ def read_torch(file: Path) -> Any:
 
 def scan_torch(file: Path) -> tuple[set[str], int]:
     """What the pickles of a file of torch.save name, and their bytes. Raises ValueError and much else where it is damaged."""
-    size = foreign_arrays.require_regular(file, 2**50)
+    size = foreign_arrays.require_regular(file, MOST_BYTES)
     if container(file) == "zip":
         with zipfile.ZipFile(file) as archive:
             foreign_arrays.check_zip(archive, size)

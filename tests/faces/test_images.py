@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from utils.faces.folders import contents
 from utils.faces.images import IMAGE_SUFFIXES, read_image
 from utils.runtime.errors import UserError
 
@@ -117,6 +118,10 @@ def test_what_is_no_file_is_refused_and_hangs_nobody(tmp_path):
     refused(tmp_path / "link.png", "a link to nothing")
     (tmp_path / "folder.png").mkdir()
     refused(tmp_path / "folder.png", "not a regular file")
+    (tmp_path / "terabyte.png").touch()
+    os.truncate(tmp_path / "terabyte.png", 2**40)
+    refused(tmp_path / "terabyte.png", "not a regular file of at most")
+    assert list(contents([tmp_path / "terabyte.png", tmp_path / "link.png"])) == ["no file"] * 2  # in no time
 
 
 def test_sizes_that_are_no_photographs_are_refused_before_they_take_memory(tmp_path, monkeypatch):

@@ -157,7 +157,7 @@ def strange_tensors(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def weights(good: dict[str, torch.Tensor]) -> Inputs:
-    name = next(name for name, tensor in good.items() if tensor.dim() > 1)
+    name = [name for name, tensor in good.items() if tensor.dim() > 1][-1]
     deep: dict = {}
     for _ in range(200):
         deep = {"model": deep}

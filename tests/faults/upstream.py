@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from safetensors.torch import load, save
 
 from models import random_weights
@@ -189,6 +190,14 @@ def changes() -> list[Change]:
     ]
 
 
+def is_alike(a: Path, b: Path) -> bool:
+    """Whether images differ by one grey level at most: faces that were detected among other ones do."""
+    if a.suffix != ".png":
+        return False
+    first, second = (np.asarray(Image.open(file)).astype(int) for file in (a, b))
+    return first.shape == second.shape and np.abs(first - second).max() <= 1
+
+
 def trials(folders: dict[str, Path]) -> Iterator[Result]:
     """Yields the stage, the fault and what was wrong, for each change and each of its stages."""
     for change in changes():
@@ -205,5 +214,6 @@ def trials(folders: dict[str, Path]) -> Iterator[Result]:
                 bad = flaws(again) + flaws(fresh)
                 found, expected = stage.made(folder), stage.made(other)
                 if again.code == 0:
-                    bad["wrong"] += fresh.code != 0 or any(found.get(file) != value for file, value in expected.items())
+                    bad["wrong"] += fresh.code != 0 or found.keys() != expected.keys() or any(
+                        found[file] != expected[file] and not is_alike(folder / file, other / file) for file in found)
                 yield name, f"upstream: {change.artifact}", show(bad, f"{name}, {change.artifact}", again, fresh)

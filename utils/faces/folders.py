@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils.faces.images import IMAGE_SUFFIXES
+from utils.faces.images import IMAGE_SUFFIXES, MOST_BYTES
 from utils.runtime.errors import UserError
 from utils.runtime.files import file_digest
 
@@ -104,7 +104,9 @@ def listing(folders: Mapping[str, Sequence[Path]]) -> str:
 
 
 def contents(files: Sequence[Path]) -> Iterator[str]:
-    """The SHA-256 of each file's bytes, hex, or `no file` where there is nothing to read."""
+    """The SHA-256 of each file's bytes, hex, or `no file` where there is nothing to read, or too much for an image."""
+    def content(file: Path) -> str:
+        return file_digest(file) if file.is_file() and file.stat().st_size <= MOST_BYTES else "no file"
+
     with ThreadPoolExecutor(READERS) as threads:
-        yield from tqdm(threads.map(lambda file: file_digest(file) if file.is_file() else "no file", files), total=len(files),
-                        desc="check images", unit="image", delay=1, leave=False)
+        yield from tqdm(threads.map(content, files), total=len(files), desc="check images", unit="image", delay=1, leave=False)

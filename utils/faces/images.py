@@ -10,7 +10,7 @@ from utils.runtime.errors import UserError, is_out_of_memory
 # Pillow starts programs for some formats (EPS), so it is told which to look for, whatever a file is called.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # MPO, of phones, is opened as JPEG
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif")
-MOST_PIXELS = 150_000_000
+MOST_PIXELS, MOST_BYTES = 150_000_000, 2 * 1024**3  # of an image, and of its file
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # Pillow warns beyond it, and read_image refuses
 
 
@@ -21,11 +21,12 @@ def read_image(path: Path) -> np.ndarray:
         [H, W, 3] uint8 RGB.
     Raises:
         UserError: the file is missing, is no regular file, is not a whole image of one of FORMATS, or has more than
-            MOST_PIXELS pixels.
+            MOST_PIXELS pixels or MOST_BYTES bytes.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ValueError("not a regular file")
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
+            raise ValueError(f"not a regular file of at most {MOST_BYTES:,} bytes")
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} are more than {MOST_PIXELS:,} pixels")

@@ -202,8 +202,9 @@ def read_npz(path: Path | str, keys: Sequence[str],
         return arrays
 
 
-def file_digest(path: Path | str) -> str:
-    """SHA-256 of a file's bytes, hex."""
+def file_digest(path: Path | str, most: int = foreign_arrays.MOST_BYTES) -> str:
+    """SHA-256 of a file's bytes, hex. Raises UserError where it is no regular file, or has more than `most` bytes."""
+    foreign_arrays.require_regular(path, most)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -16,6 +16,7 @@ from utils.runtime.errors import UserError
 from utils.runtime.files import file_digest, read_json, require_file, sweep, write_json
 
 DIGEST = re.compile("[0-9a-f]{64}")
+MOST_BYTES = 2**50  # of a target
 FORMAT = 2  # of records; those of format 1 called settings by their last name alone
 PACKAGES = ("torch", "torchvision", "diffusers", "numpy", "opencv-python-headless")  # their versions can change a result
 
@@ -88,7 +89,7 @@ class Record:
             is_new = self.begin(**about) is not State.DONE
             yield is_new
             if is_new:
-                made = {file.name: [*seen(file), file_digest(file)] for file in (self.target, *beside)}
+                made = {file.name: [*seen(file), file_digest(file, MOST_BYTES)] for file in (self.target, *beside)}
                 write_json(self.file, self._read() | {"made": made})
 
     def begin(self, **about: Any) -> State:
@@ -130,7 +131,7 @@ class Record:
         made = record.get("made", {})
         try:
             files = {self.file.with_name(name): noted for name, noted in made.items()}
-            return all(file.is_file() and (seen(file) == noted[:-1] or file_digest(file) == noted[-1])
+            return all(file.is_file() and (seen(file) == noted[:-1] or file_digest(file, MOST_BYTES) == noted[-1])
                        for file, noted in files.items())
         except (AttributeError, TypeError, ValueError, IndexError):  # it is damaged
             return False
