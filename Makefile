@@ -20,7 +20,7 @@ test: lint  ## everything, on the CPU
 fast: lint  ## what to run after each edit: under a minute
 	$(RUN) -m pytest -n auto --dist loadfile -m "not slow"
 
-faults: $(VENV)/installed-dev  ## every stage killed, starved and run again: the table of docs/reliability.md, some ten minutes
+faults: $(VENV)/installed-dev  ## every stage killed, starved, changed upstream, every reader attacked: the table of docs/reliability.md
 	$(RUN) -m tests.faults.campaign $(ARGS)
 
 lint: $(VENV)/installed-dev  ## ruff, and the layers check: imports go down only

@@ -1,12 +1,11 @@
 """Every stage killed, starved and disturbed, every input changed or hostile: what is lost, what is wrong? `make faults`.
 
-    python -m tests.faults.campaign [kills of each stage, default 20] [parts: stages, upstream, hostile, mutated, command-line]
+    python -m tests.faults.campaign [kills of each stage] [stages, or ranks, upstream, hostile, mutated, commandline]
                                     [--write] [--quick]
 
-Each trial runs in a fork of this process, whose libraries are loaded (those of command-line excepted), on the chain of stages.py.
---write puts the table into docs/reliability.md; --quick is the part that `make test` runs.
+Each trial runs in forks of this process, whose libraries are loaded (commandline excepted), on the chain of stages.py. --write
+puts the table into docs/reliability.md; --quick is the part that `make test` runs, some of each.
 """
-import itertools
 import os
 import random
 import re
@@ -14,17 +13,20 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tests.faults import disturbances, hostile, ranks, upstream
-from tests.faults.judging import COLUMNS, Result, compared, flaws, show, trial_folder
+from tests.faults.judging import COLUMNS, Result, Trial, compared, flaws, show, trial_folder
 from tests.faults.processes import Ended
-from tests.faults.stages import STAGES, Stage, chain
+from tests.faults.stages import STAGES, chain
 from utils.runtime.errors import ROOT
 
 KILLS = 20
+QUICK = {"stages": 0.12, "ranks": 0, "upstream": 0.05, "hostile": 0.04, "mutated": 0.1, "commandline": 0}  # shares of the trials
 DOCUMENT = ROOT / "docs" / "reliability.md"
 TITLES = ("lost", "wrong", "tracebacks", "hangs, orphans", "messages not one line", "programs", "crashes", "files outside",
           "over 4 GiB")
@@ -68,40 +70,45 @@ def counted() -> Callable[[], None]:
     return lambda: print(f"calls: {calls[0]}")
 
 
-def stage_trials(before: Path, name: str, stage: Stage, kills: int) -> Iterator[Result]:
+def stage_trials(before: Path, name: str, kills: int) -> Iterator[Trial]:
+    """The trials of a stage, on copies of a folder in which those before it have run."""
+    stage = STAGES[name]
     with trial_folder(before) as folder:
         whole = stage.run(folder, prepare=counted)
         reference = stage.made(folder)
-    assert whole.code == 0 and reference, (name, whole)
-    for fault, about in faults(kills).items():
-        for number in range(about.times):
-            with trial_folder(before) as folder:
-                moment = random.uniform(0.0, whole.seconds)
-                disturbed = stage.start(folder, prepare=about.prepare(number, whole)).wait(about.sent, moment)
-                again = stage.run(folder)
-                bad = flaws(disturbed, about.codes) + flaws(again, (0,)) + compared(reference, stage.made(folder))
-                bad["lost"] += len(list((folder / "out").rglob("*.part")))
-                yield name, fault, show(bad, f"{name}, {fault} {number} at {moment:.2f}", disturbed, again)
     with trial_folder(before) as folder:
         other = stage.run(folder, *stage.other)
-        other_reference = stage.made(folder)
-    assert other.code == 0 and other_reference, (name, other)
-    for number in range((kills + 3) // 4):
-        for fault, settings, expected in (("two at once", (), reference), ("two at once, other settings", stage.other,
-                                                                           other_reference)):
-            with trial_folder(before) as folder:
-                first = stage.start(folder)
-                time.sleep(random.choice([0, random.uniform(0, whole.seconds)]))
-                second = stage.start(folder, *settings).wait()
-                ended = [first.wait(), second]
-                bad = flaws(ended[0]) + flaws(ended[1])
-                for made, wanted in (((), reference), (settings, expected)):
-                    ended.append(stage.run(folder, *made))
-                    bad += flaws(ended[-1])
-                    if ended[-1].code == 0:
-                        bad += compared(wanted, stage.made(folder))
-                bad["lost"] += all(command.code for command in ended[2:])
-                yield name, fault, show(bad, f"{name}, {fault} {number}", *ended)
+        references = {(): reference, stage.other: stage.made(folder)}
+    assert whole.code == other.code == 0 and all(references.values()), (name, whole, other)
+
+    def disturbed(fault: str, about: Fault, number: int) -> Result:
+        with trial_folder(before) as folder:
+            moment = random.uniform(0.0, whole.seconds)
+            disturbed = stage.start(folder, prepare=about.prepare(number, whole)).wait(about.sent, moment)
+            again = stage.run(folder)
+            bad = flaws(disturbed, about.codes) + flaws(again, (0,)) + compared(reference, stage.made(folder))
+            bad["lost"] += len(list((folder / "out").rglob("*.part")))
+            return name, fault, show(bad, f"{name}, {fault} {number} at {moment:.2f}", disturbed, again)
+
+    def two_at_once(fault: str, settings: tuple[str, ...]) -> Result:
+        """Whoever is refused then, afterwards each of the two is right or refused, and one of them is right."""
+        with trial_folder(before) as folder:
+            first = stage.start(folder)
+            time.sleep(random.choice([0, random.uniform(0, whole.seconds)]))
+            ended, bad = [stage.start(folder, *settings).wait(), first.wait()], Counter()
+            for mine in ((), settings):
+                ended.append(stage.run(folder, *mine))
+                if ended[-1].code == 0:
+                    bad += compared(references[mine], stage.made(folder))
+            bad += sum(map(flaws, ended), Counter())
+            bad["lost"] += all(command.code for command in ended[2:])
+            return name, fault, show(bad, f"{name}, {fault}", *ended)
+
+    for fault, about in faults(kills).items():
+        yield from (partial(disturbed, fault, about, number) for number in range(about.times))
+    for _ in range((kills + 3) // 4):
+        yield partial(two_at_once, "two at once", ())
+        yield partial(two_at_once, "two at once, other settings", stage.other)
 
 
 # ---- all -------------------------------------------------------------------------------------------------------------
@@ -115,39 +122,36 @@ def table(results: list[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_table(text: str, command: str) -> None:
+def write_table(text: str) -> None:
+    """In place of the table that the document has."""
     document = DOCUMENT.read_text()
     begin = document.index("| stage | fault |")
-    end = re.compile(r"\n(?!\|)").search(document, begin).end()
-    DOCUMENT.write_text(document[:begin] + text + document[end:])
+    DOCUMENT.write_text(document[:begin] + text + document[document.index("\n\n", begin) + 1 :])
 
 
 def main() -> None:
-    options = [argument for argument in sys.argv[1:] if argument.startswith("--")]
-    kills = int(next(filter(str.isdigit, sys.argv[1:]), 1 if "--quick" in options else KILLS))
-    wanted = [argument for argument in sys.argv[1:] if not argument.startswith("--") and not argument.isdigit()]
+    arguments = sys.argv[1:]
+    is_quick, wanted = "--quick" in arguments, [name for name in arguments if name.isidentifier()]
+    kills = int(next(filter(str.isdigit, arguments), 1 if is_quick else KILLS))
     random.seed(0)
     os.umask(0o022)
     results, begun = [], time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)
+        Path(folder).chmod(0o755)  # another user reads there too
         folders = chain(Path(folder))
-        parts = {name: (lambda name=name: stage_trials(folders[name], name, STAGES[name], kills)) for name in STAGES}
-        parts |= {"ranks": lambda: itertools.chain.from_iterable(
-                      ranks.trials(folders[name], name, max(2, kills // 4)) for name in STAGES if STAGES[name].ranks),
-                  "upstream": lambda: upstream.trials(folders),
-                  "hostile": lambda: hostile.trials(folders), "mutated": lambda: hostile.mutated(folders, 3 if kills < 5 else 30),
-                  "command-line": lambda: hostile.command_line(folders)}
-        for name, trials in parts.items():
-            if name in wanted or not wanted and ("--quick" not in options or name not in ("ranks", "command-line")):
-                results += trials()
-                print(f"{name}: {len(results)} trials so far, {time.monotonic() - begun:.0f} s", flush=True)
-    text = table(results)
+        parts = {name: partial(stage_trials, folders[name], name, kills) for name in STAGES} | {
+            "ranks": partial(ranks.trials, folders, kills), "upstream": partial(upstream.trials, folders),
+            "hostile": partial(hostile.trials, folders), "mutated": partial(hostile.mutated, folders),
+            "commandline": partial(hostile.command_line, folders)}
+        for name in wanted or parts:
+            share = QUICK.get(name, QUICK["stages"]) if is_quick else 1.0
+            results += [trial() for trial in (parts[name]() if share else ()) if random.random() < share]
+            print(f"{name}: {len(results)} trials so far, {time.monotonic() - begun:.0f} s", flush=True)
+    text, bad = table(results), sum(bool(row.total()) for *_, row in results)
     print(text)
-    bad = sum(bool(row.total()) for *_, row in results)
     print(f"{len(results)} trials, {bad} of them bad, {(time.monotonic() - begun) / 60:.1f} minutes")
-    if "--write" in options:
-        write_table(text, "")
+    if "--write" in arguments:
+        write_table(text)
     sys.exit(1 if bad else 0)
 
 

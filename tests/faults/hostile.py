@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 
 from tests.faults import hostile_inputs
 from tests.faults.hostile_inputs import MARK, Inputs, damaged
-from tests.faults.judging import Result, compared, flaws, show, trial_folder
+from tests.faults.judging import Result, Trial, compared, flaws, show, trial_folder
 from tests.faults.processes import ENVIRONMENT, Ended
 from tests.faults.stages import SETTINGS, STAGES, Stage, face, write
 from utils.runtime.errors import ROOT
@@ -96,7 +97,7 @@ def inputs(folder: Path) -> dict[str, Inputs]:
 
 
 @dataclass
-class Trials:
+class Place:
     """One trial after the other, on copies of a finished chain. `run`: otherwise than in a fork."""
 
     finished: Path
@@ -129,28 +130,27 @@ class Trials:
             return name, fault, show(bad, f"{name} ({file.name}): {kind}", ended)
 
 
-def trials(folders: dict[str, Path], every: int = 1) -> Iterator[Result]:
-    """Every so many of the hostile files."""
-    trial = Trials(folders["finished"])
-    for name, kind, content in flat(inputs(folders["finished"]))[::every]:
-        yield trial(name, kind, content, (name, kind) in READABLE, "hostile file")
+def trials(folders: dict[str, Path]) -> Iterator[Trial]:
+    trial = Place(folders["finished"])
+    for name, kind, content in flat(inputs(folders["finished"])):
+        yield partial(trial, name, kind, content, (name, kind) in READABLE, "hostile file")
 
 
 def flat(by_reader: dict[str, Inputs]) -> list[tuple]:
     return [(name, kind, content) for name, of_reader in by_reader.items() for kind, content in of_reader.items()]
 
 
-def mutated(folders: dict[str, Path], times: int) -> Iterator[Result]:
+def mutated(folders: dict[str, Path], times: int = 30) -> Iterator[Trial]:
     """Valid files of 14 formats with random damage, which may be read where it does no harm."""
-    chance, trial = random.Random(0), Trials(folders["finished"])
+    chance, trial = random.Random(0), Place(folders["finished"])
     for name in FORMATS:
         file = folders["finished"] / READERS[name].file
         whole = file.read_bytes() if file.exists() else face(3, 120) if file.suffix == ".png" else hostile_inputs.CSV.encode()
         for number in range(times):
-            yield trial(name, f"damage {number}", damaged(whole, chance), True, "random damage")
+            yield partial(trial, name, f"damage {number}", damaged(whole, chance), True, "random damage")
 
 
-def command_line(folders: dict[str, Path], number: int = 40) -> Iterator[Result]:
+def command_line(folders: dict[str, Path], number: int = 40) -> Iterator[Trial]:
     """So many of the hostile files to the scripts themselves, with programs on PATH that leave a mark."""
     with trial_folder(folders["finished"]) as programs:
         for program in ("gs", "convert", "magick", "ffmpeg", "touch", "sh", "curl"):
@@ -164,8 +164,8 @@ def command_line(folders: dict[str, Path], number: int = 40) -> Iterator[Result]
                                       capture_output=True)
             text = (done.stdout + done.stderr).decode(errors="replace")
             return Ended(done.returncode, text, time.monotonic() - begin, 0, [], [], [])
-        trial = Trials(folders["finished"], run)
+        trial = Place(folders["finished"], run)
         strangers = flat({name: of_reader for name, of_reader in inputs(folders["finished"]).items()
                           if not READERS[name].own and READERS[name].stage != "train_fr"})
         for name, kind, content in strangers[:: len(strangers) // number][:number]:
-            yield trial(name, kind, content, False, "hostile file, command line")
+            yield partial(trial, name, kind, content, False, "hostile file, command line")

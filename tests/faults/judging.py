@@ -3,6 +3,7 @@ import re
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.faults.processes import Ended
@@ -11,6 +12,7 @@ from tests.faults.stages import copy
 LIMIT, MOST_MEMORY = 60, 4 * 2**30  # seconds that a command may take, bytes
 COLUMNS = ("lost", "wrong", "tracebacks", "hangs", "messages", "programs", "crashes", "outside", "memory")
 Result = tuple[str, str, Counter]  # stage or format, fault, how much was wrong in which column
+Trial = Callable[[], Result]
 
 
 def flaws(ended: Ended, codes: tuple[int, ...] = (0, 2), names: tuple[str, ...] = ()) -> Counter:

@@ -5,11 +5,12 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from tests.faults.judging import Result, compared, flaws, show, trial_folder
+from tests.faults.judging import Result, Trial, compared, flaws, show, trial_folder
 from tests.faults.processes import Forked, children
 from tests.faults.stages import SETTINGS, STAGES, Stage
 from utils.runtime.errors import run_script
@@ -30,22 +31,28 @@ def torchrun(stage: Stage, folder: Path) -> Forked:
     return Forked(main)
 
 
-def trials(before: Path, name: str, kills: int) -> Iterator[Result]:
-    """Yields the stage, the fault and what was wrong, for each rank that was killed."""
+def trials(folders: dict[str, Path], kills: int) -> Iterator[Trial]:
+    for name, stage in STAGES.items():
+        if stage.ranks:
+            with trial_folder(folders[name]) as folder:
+                whole = torchrun(stage, folder).wait()
+                reference = stage.made(folder)
+            assert whole.code == 0 and reference, (name, whole)
+            for number in range(max(2, kills // 4)):
+                yield partial(trial, folders[name], name, number, whole.seconds, reference)
+
+
+def trial(before: Path, name: str, number: int, seconds: float, reference: dict[str, str]) -> Result:
     stage = STAGES[name]
     with trial_folder(before) as folder:
-        whole = torchrun(stage, folder).wait()
-        reference = stage.made(folder)
-    assert whole.code == 0 and reference, (name, whole)
-    for number in range(kills):
-        with trial_folder(before) as folder:
-            running = torchrun(stage, folder)
-            time.sleep(random.uniform(0.2, 1) * whole.seconds)
-            if ranks := children(running.pid):
-                os.kill(ranks[number % len(ranks)], signal.SIGKILL)
-            killed = time.monotonic()
-            ended, again = running.wait(), torchrun(stage, folder).wait()
-            late = time.monotonic() - killed - again.seconds > SOON
-            bad = flaws(again, (0,)) + compared(reference, stage.made(folder))
-            bad["hangs"] += late + len(ended.orphans)
-            yield name, "one of two ranks killed", show(bad, f"{name}, rank killed {number}", ended, again)
+        running = torchrun(stage, folder)
+        time.sleep(random.uniform(0.2, 1) * seconds)
+        if ranks := children(running.pid):
+            os.kill(ranks[number % len(ranks)], signal.SIGKILL)
+        killed = time.monotonic()
+        ended = running.wait()
+        late = time.monotonic() - killed > SOON
+        again = torchrun(stage, folder).wait()
+        bad = flaws(again, (0,)) + compared(reference, stage.made(folder))
+        bad["hangs"] += late + len(ended.orphans)
+        return name, "one of two ranks killed", show(bad, f"{name}, rank killed {number}", ended, again)

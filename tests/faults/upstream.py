@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load, save
 
 from models import random_weights
-from tests.faults.judging import Result, flaws, show, trial_folder
+from tests.faults.judging import Result, Trial, flaws, show, trial_folder
 from tests.faults.stages import STAGES, bin_of, face, png, statistics, write
 from utils.identities import contexts as identity_contexts
 from utils.runtime.files import array_digest
@@ -198,22 +199,22 @@ def is_alike(a: Path, b: Path) -> bool:
     return first.shape == second.shape and np.abs(first - second).max() <= 1
 
 
-def trials(folders: dict[str, Path]) -> Iterator[Result]:
-    """Yields the stage, the fault and what was wrong, for each change and each of its stages."""
+def trials(folders: dict[str, Path]) -> Iterator[Trial]:
     for change in changes():
-        for name in change.stages.split():
-            stage = STAGES[name]
-            with trial_folder(folders["finished"]) as folder, trial_folder(folders[name]) as other:
-                if not change.cache:
-                    first = stage.run(folder, *change.settings)
-                    assert first.code == 0, (change.artifact, name, first)
-                    change.change(other)
-                change.change(folder)
-                again = stage.run(folder, *change.settings, *change.then)
-                fresh = stage.run(other, *change.settings, *change.then)
-                bad = flaws(again) + flaws(fresh)
-                found, expected = stage.made(folder), stage.made(other)
-                if again.code == 0:
-                    bad["wrong"] += fresh.code != 0 or found.keys() != expected.keys() or any(
-                        found[file] != expected[file] and not is_alike(folder / file, other / file) for file in found)
-                yield name, f"upstream: {change.artifact}", show(bad, f"{name}, {change.artifact}", again, fresh)
+        yield from (partial(trial, folders, change, name) for name in change.stages.split())
+
+
+def trial(folders: dict[str, Path], change: Change, name: str) -> Result:
+    stage = STAGES[name]
+    with trial_folder(folders["finished"]) as folder, trial_folder(folders[name]) as other:
+        if not change.cache:
+            first = stage.run(folder, *change.settings)
+            assert first.code == 0, (change.artifact, name, first)
+            change.change(other)
+        change.change(folder)
+        again, fresh = (stage.run(each, *change.settings, *change.then) for each in (folder, other))
+        found, expected, bad = stage.made(folder), stage.made(other), flaws(again) + flaws(fresh)
+        if again.code == 0:
+            bad["wrong"] += fresh.code != 0 or found.keys() != expected.keys() or any(
+                found[file] != expected[file] and not is_alike(folder / file, other / file) for file in found)
+        return name, "upstream changed", show(bad, f"{name}, {change.artifact} {change.then}", again, fresh)
