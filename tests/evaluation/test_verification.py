@@ -157,6 +157,8 @@ def test_ijbc_meta_files_are_read(tmp_path):
     ({"points": POINTS.replace("38 51 73 52 56 71 41 92 70 92", "73 52 38 51 56 71 70 92 41 92")}, "of 1.jpg are mirrored"),
     ({"points": POINTS.replace("0.25", "nan")}, "score.txt: the score of 2.jpg is not finite; "),
     ({"pairs": "1 99999999999999999999 0\n"}, "label.txt: line 1 is not"),
+    ({"pairs": "1 2 0\n2 1 0\n"}, "label.txt: all its labels are equal; "),
+    ({"pairs": "1 2 0\n1 9 1\n"}, "label.txt: names template 9, which has no image in ijbc_face_tid_mid.txt; "),
 ])
 def test_malformed_meta_lines_are_named(tmp_path, change, message):
     with pytest.raises(UserError, match=message):

@@ -52,7 +52,7 @@ def faults(kills: int) -> dict[str, Fault]:
         "killed after a rename": Fault(few, (-9, 0), lambda n, whole: disturbances.at_rename(n + 1, after=True)),
         "full disk": Fault(min(4, few), (2, 0), lambda n, whole: disturbances.full_disk(n + 1)),
         "files limited in size": Fault(min(5, few), (2, 0), lambda n, whole: disturbances.small_files(3000 * 5**n)),
-        "read-only output": Fault(1, (2,), lambda n, whole: disturbances.read_only),
+        "read-only output": Fault(int(os.geteuid() == 0), (2,), lambda n, whole: disturbances.read_only),
         "memory: an allocation fails": Fault(kills, (2, 0), lambda n, whole: disturbances.out_of_memory(
             random.random(), calls_of(whole), disturbances.MESSAGES[n % 2])),
         "memory: limited": Fault(min(4, few), (2, 0), lambda n, whole: disturbances.little_memory(2**(21 + 2 * n))),

@@ -161,6 +161,11 @@ def read_ijbc_meta(folder: Path | str) -> IJBCMeta:
                         "from one release")
     if not np.isin(pairs["label"], (0, 1)).all():
         raise UserError(f"{pairs_file}: a label is neither 0 nor 1; take the file from the release again")
+    if len(np.unique(pairs["label"])) < 2:
+        raise UserError(f"{pairs_file}: all its labels are equal; take the file from the release again")
+    for unknown in np.setdiff1d(np.concatenate([pairs["template"], pairs["template_2"]]), media["template"])[:1]:
+        raise UserError(f"{pairs_file}: names template {unknown}, which has no image in {media_file.name}; take both from one "
+                        "release")
     landmarks = np.stack([points[name] for name in coordinates], axis=1).reshape(-1, 5, 2)
     _check_landmarks(points_file, points["name"], landmarks)
     if not np.isfinite(points["score"]).all():
