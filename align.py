@@ -79,7 +79,7 @@ def main() -> None:
     mine = [image for batch in batches for image in batch]
     digests = dict(zip(mine, contents(mine), strict=True))
     left = {image for image in mine if sources.get(image_key(image)) != digests[image]
-            or not (image_key(image) in failed or is_complete_png(outputs[image]))}
+            or (image_key(image) in failed) is is_complete_png(outputs[image])}  # neither, or both: the list was altered
     ranks.print(f"{aligned}: {len(left)} of this process's {len(mine)} images are left to align")
     batches = [batch for batch in batches if not left.isdisjoint(batch)]
     ranks.barrier()  # all have read the lists

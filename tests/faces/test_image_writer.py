@@ -47,6 +47,9 @@ def test_what_is_written_is_complete_and_the_same_image(tmp_path, png):
     assert not is_complete_png(tmp_path / "absent.png") and not is_complete_png(tmp_path)
     os.mkfifo(tmp_path / "fifo.png")
     assert not is_complete_png(tmp_path / "fifo.png")
+    (tmp_path / "terabyte.png").touch()
+    os.truncate(tmp_path / "terabyte.png", 2**40)
+    assert not is_complete_png(tmp_path / "terabyte.png")
 
 
 def test_a_missing_middle_is_not_complete(tmp_path, png):

@@ -110,6 +110,15 @@ def test_running_again_leaves_done_and_failed_images_alone_and_selects_anew(run,
     assert len(failures(aligned)) == 3
 
 
+def test_a_list_of_failures_that_the_faces_contradict_is_not_believed(run):
+    aligned, _ = run()
+    before, failed = {file: file.read_bytes() for file in aligned.glob("*/*.png")}, failures(aligned)
+    (aligned / "failures.csv").write_text("identity,image,reason\nAnn,0.png,no face found\n", encoding="utf-8")
+    _, printed = run()
+    assert "4 of this process's 9 images are left to align" in printed and failures(aligned) == failed
+    assert {file: file.read_bytes() for file in aligned.glob("*/*.png")} == before
+
+
 @pytest.mark.slow
 def test_two_ranks_leave_the_same_bytes(run, images, monkeypatch):
     monkeypatch.setattr(align, "BATCH", 2)

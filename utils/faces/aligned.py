@@ -10,9 +10,11 @@ from utils.faces.images import read_image
 from utils.faces.template import SIZE
 from utils.runtime.errors import UserError
 from utils.runtime.files import require_file, write_csv
+from utils.runtime.foreign_arrays import require_regular
 
 LISTS = {"failures": ("identity", "image", "reason"), "sources": ("identity", "image", "sha256")}
 KEPT_COLUMNS = ("identity", "image")
+MOST_LIST = 2**30  # bytes; of 10 million images
 
 Values = Mapping[tuple[str, str], str]  # (identity, image) -> reason, or the digest of what the image was
 
@@ -85,6 +87,7 @@ def read_kept(aligned: Path) -> dict[str, list[Path]]:
 
 def _read_rows(file: Path, columns: Sequence[str]) -> list[list[str]]:
     require_file(file, "aligned faces", "run align.py")
+    require_regular(file, MOST_LIST)
     try:
         with open(file, encoding="utf-8", errors="surrogateescape", newline="") as opened:
             header, *rows = csv.reader(opened)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from utils.faces.images import MOST_BYTES
 from utils.runtime.files import write_bytes
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -22,7 +23,7 @@ def png_size(width: int) -> float:
 def is_complete_png(file: Path) -> bool:
     """Whether a file is a PNG whose chunks are all there and as they were written: a torn or altered one is not done."""
     try:
-        return file.is_file() and _is_whole(file.read_bytes())
+        return file.is_file() and file.stat().st_size <= MOST_BYTES and _is_whole(file.read_bytes())
     except OSError:
         return False
 

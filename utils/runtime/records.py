@@ -131,8 +131,8 @@ class Record:
         made = record.get("made", {})
         try:
             files = {self.file.with_name(name): noted for name, noted in made.items()}
-            return all(file.is_file() and (seen(file) == noted[:-1] or file_digest(file, MOST_BYTES) == noted[-1])
-                       for file, noted in files.items())
+            return all(file.is_file() and (seen(file) == noted[:-1] or file.stat().st_size == noted[1] and file_digest(
+                file, MOST_BYTES) == noted[-1]) for file, noted in files.items())
         except (AttributeError, TypeError, ValueError, IndexError):  # it is damaged
             return False
 
