@@ -1,4 +1,5 @@
 """Real processes to be killed, and what is left of them."""
+import ctypes
 import os
 import re
 import signal
@@ -71,6 +72,7 @@ class Forked:
         code = 99
         try:
             os.setsid()
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: whoever kills the campaign kills its trials
             os.dup2(self.output.fileno(), 1), os.dup2(self.output.fileno(), 2)
             sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
             sys.argv = ["stage.py", *arguments]
