@@ -166,7 +166,7 @@ def score(run: Path, config: Config, scorer: Scorer, real: RealFaces | None) -> 
     decides = scorer.decides(kept, template)
     record = Record(folder / "scores.json", {**decides, "replicates": REPLICATES, "scores.real": real.listing if real else ""},
                     target=folder / "metrics.json")
-    with record.making(folder / "histograms.npz", config=asdict(config)) as is_new:
+    with record.making(folder / "embeddings.npz", folder / "histograms.npz", config=asdict(config)) as is_new:
         if is_new:
             measure(kept, decides, folder, scorer, real)
         return scores.read_distributions(folder / "histograms.npz"), read_json(folder / "metrics.json")

@@ -34,7 +34,8 @@ from utils.recognition.dynunc import open_probabilities, write_dynunc
 from utils.recognition.recogniser_training import RecogniserLoss, epoch_order, plot_curves, training_set, verification_accuracy
 from utils.runtime import ranks as distributed
 from utils.runtime.errors import run_script
-from utils.runtime.files import file_digest, read_names, write_json, write_safetensors, write_torch
+from utils.runtime.files import file_digest, read_names, require_file, write_json, write_safetensors, write_torch
+from utils.runtime.foreign_arrays import reading
 from utils.runtime.records import Record
 from utils.training.loop import Budget, Training
 
@@ -128,7 +129,10 @@ def main() -> None:
     training.run(batches, loss, validate, fr.epochs, keep=keep)
     if ranks.is_main:
         plot_curves(training.log, folder / "curves.png")
-        write_torch(folder / f"{training.best_step}backbone.pth", load_file(folder / "backbone.safetensors"))
+        fix = "put it back, or begin under another fr.name"
+        best = require_file(folder / "backbone.safetensors", "the best weights of this training run", fix)
+        with reading(best, "the weights that this training run has kept", fix):
+            write_torch(folder / f"{training.best_step}backbone.pth", load_file(best))
         print(f"trained on {len(data.rows)} images of {data.num_classes} people; best of {training.step // steps} epochs is "
               f"{training.best_step // steps}: accuracy {training.best:.4f} on {len(data.held_out_identities)} held-out people; "
               f"{folder / 'backbone.safetensors'}")
