@@ -33,7 +33,7 @@ from utils.recognition.augmentation import augment, normalise
 from utils.recognition.dynunc import open_probabilities, write_dynunc
 from utils.recognition.recogniser_training import RecogniserLoss, epoch_order, plot_curves, training_set, verification_accuracy
 from utils.runtime import ranks as distributed
-from utils.runtime.errors import run_script
+from utils.runtime.errors import UserError, run_script
 from utils.runtime.files import file_digest, read_names, require_file, write_json, write_safetensors, write_torch
 from utils.runtime.foreign_arrays import reading
 from utils.runtime.records import Record
@@ -58,6 +58,8 @@ def main() -> None:
     images = packed.load_packed(packed_file)
     keep_list = read_names(fr.keep_list, "fr.keep_list", images.paths.tolist()) if fr.keep_list else None
     data = training_set(images, keep_list)
+    if keep_list is not None and not len(data.rows):
+        raise UserError(f"{fr.keep_list}: names no image to train on (fr.keep_list); give a keep-list of these faces")
     if data.empty_identities:
         ranks.print(f"{len(data.empty_identities)} identities have no image in {fr.keep_list} and are left out, "
                     f"the first is {data.empty_identities[0]}")

@@ -12,6 +12,7 @@ if __name__ == "__main__":
     from utils.runtime.errors import listen
     listen()  # the imports take seconds
 import functools
+import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 
 from config import places
 from config.config import Verify
@@ -30,11 +32,11 @@ from utils.evaluation import all_pairs
 from utils.evaluation.verification import BENCHMARKS, ijb, read_bin, read_ijbc_meta, read_lfw_pairs, ten_fold
 from utils.faces.aligned import read_aligned, read_list
 from utils.faces.folders import identity_folders
-from utils.faces.images import IMAGE_SUFFIXES, read_image
+from utils.faces.images import FORMATS, IMAGE_SUFFIXES, read_image
 from utils.faces.template import SIZE, TEMPLATES, centre_crop, warp
 from utils.recognition.embedding import embed
 from utils.runtime import ranks as distributed
-from utils.runtime.errors import UserError, run_script
+from utils.runtime.errors import UserError, is_out_of_memory, run_script
 from utils.runtime.files import read_names, require_file, sweep, write_json
 from utils.runtime.records import decided, versions
 
@@ -71,7 +73,8 @@ def main() -> None:
         if settings.bins and (bin_file := Path(settings.bins) / f"{stem}.bin").is_file():
             images, same = read_bin(bin_file)
             embeddings = mirror_sum(embed_both(images, read=decode))
-            results[name], counts[name] = ten_fold(embeddings[0::2], embeddings[1::2], same), {"pairs": len(same)}
+            results[name] = ten_fold(embeddings[0::2], embeddings[1::2], same, bin_file)
+            counts[name] = {"pairs": len(same)}
     if settings.bins and not results:
         raise UserError(f"{settings.bins}: holds none of {', '.join(f'{stem}.bin' for stem in BENCHMARKS.values())}; give "
                         "the folder with insightface's benchmarks (verify.bins)")
@@ -82,7 +85,7 @@ def main() -> None:
         embeddings, undetected = embed_folder(folder, names, embed_both)
         for item in here:
             first, second = (np.stack([embeddings[pair[side]] for pair in item.pairs]) for side in (0, 1))
-            results[item.name] = ten_fold(first, second, item.same)
+            results[item.name] = ten_fold(first, second, item.same, item.name)
             counts[item.name] = {"pairs": len(item.pairs), "centre crops": len(undetected.intersection(item.names()))}
         for item in sets_here:
             of_all_pairs[item.name] = verify_all_pairs(item, embeddings, device) | {
@@ -245,11 +248,19 @@ def mirror_sum(both: np.ndarray) -> np.ndarray:
 
 
 def decode(encoded: bytes) -> np.ndarray:
-    """An encoded benchmark image, uint8 [112, 112, 3] RGB. Raises UserError where it is none."""
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
-    if image is None or image.shape[:2] != (SIZE, SIZE):
-        raise UserError(f"verify.bins: an image is damaged or not {SIZE} x {SIZE}; download the benchmarks again")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    """An encoded benchmark image, uint8 [112, 112, 3] RGB. Raises UserError where it is none.
+
+    OpenCV decodes it, as where the published figures were measured, but Pillow says first what it is and how large.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as header:
+            if header.size != (SIZE, SIZE):
+                raise ValueError(header.size)
+        return cv2.cvtColor(cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    except Exception as error:  # whatever a damaged image makes of a decoder
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f"verify.bins: an image is damaged or not {SIZE} x {SIZE}; download the benchmarks again") from None
 
 
 def align_crop(file: Path, landmarks: np.ndarray) -> np.ndarray:

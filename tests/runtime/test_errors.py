@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ def as_before(monkeypatch):
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     monkeypatch.setattr(sys, "argv", ["/somewhere/stage.py", "a.b=1"])
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
     yield
@@ -153,6 +155,21 @@ def test_a_signal_that_comes_out_as_another_error_is_told_as_the_signal(ended):
         finally:
             raise RuntimeError("of what it stopped")
     assert ended(main) == (143, f"error: terminated; {AGAIN}\n")
+
+
+@pytest.mark.parametrize("sent, code, word", [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
+def test_a_signal_in_a_destructor_is_not_lost(ended, sent, code, word):
+    class Fragile:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), sent)
+            sum(range(10))  # where Python hears of it, and ignores what is raised
+
+    def main() -> None:
+        fragile = Fragile()
+        del fragile
+        time.sleep(20)
+
+    assert ended(main) == (code, f"error: {word}; {AGAIN}\n")
 
 
 def test_a_signal_after_the_end_changes_nothing():

@@ -308,7 +308,7 @@ def test_shifted_faces_of_lfw_are_moved_back_for_a_network_that_must_have_them_s
     write_json(shifted / "align.json", record)
     seen = {}
     ten_folds = verify_fr.ten_fold
-    monkeypatch.setattr(verify_fr, "ten_fold", lambda first, second, same: seen.update(first=first) or ten_folds(
+    monkeypatch.setattr(verify_fr, "ten_fold", lambda first, second, same, *source: seen.update(first=first) or ten_folds(
         first, second, same))
     run(verify_fr, *settings, *lfw, f"verify.lfw_faces={shifted}")
     assert verification(output)["per_cent"]["LFW"] == pytest.approx(unshifted)
@@ -404,6 +404,16 @@ def test_verification_names_what_is_missing(settings, overrides, words):
     with pytest.raises(UserError) as caught:
         run(verify_fr, *settings, *overrides)
     assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoded", [
+    b"", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 112 112\n", png(picture(0, 0, 111)), png(picture(0, 0))[:200],
+    b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\xea\x60\0\0\xea\x60\x08\2\0\0\0"],
+    ids=["nothing", "EPS", "another size", "cut", "60,000 x 60,000"])
+def test_an_image_of_a_benchmark_that_is_none_is_refused(encoded):
+    with pytest.raises(UserError, match="verify.bins: an image is damaged or not 112 x 112; "):
+        verify_fr.decode(encoded)
+    np.testing.assert_array_equal(verify_fr.decode(png(picture(0, 0))), picture(0, 0))
 
 
 def test_a_sixth_benchmark_shifts_no_row_of_the_paper(monkeypatch):

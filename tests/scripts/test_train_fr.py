@@ -254,10 +254,15 @@ def test_what_cannot_be_is_refused_in_one_line(train, faces, tmp_path):
     refused("absent.txt: no such file .fr.keep_list.", keep_list=tmp_path / "absent.txt")
     (tmp_path / "list.txt").write_text("person0/0.png\nnobody/0.png\n")
     refused("list.txt:2: 'nobody/0.png' is not there to be chosen .fr.keep_list.", keep_list=tmp_path / "list.txt")
+    (tmp_path / "list.txt").write_text("")
+    refused("list.txt: names no image to train on .fr.keep_list.", keep_list=tmp_path / "list.txt")
     folder = train(tmp_path, epochs=1)
     refused("fr.learning_rate = 3.0, now it is 2.0; set fr.name to another name", learning_rate=2.0)
     (folder / "state.pt").write_bytes((folder / "state.pt").read_bytes()[:1000])
     refused("state.pt: is damaged", epochs=2)
+    folder = train(tmp_path, epochs=1, name="lost")
+    (folder / "backbone.safetensors").unlink()
+    refused("backbone.safetensors: no such file .the best weights", epochs=1, name="lost")
 
 
 def test_the_faces_that_stage_4_kept_are_trained_on(train, faces, tmp_path, capsys):

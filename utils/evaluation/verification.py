@@ -30,8 +30,8 @@ PAIR_BLOCK = 8192
 
 # ---- pair protocols: LFW and the .bin benchmarks ---------------------------------------------------------------------
 
-def ten_fold(embeddings_a: np.ndarray, embeddings_b: np.ndarray, same: Sequence[bool] | np.ndarray
-             ) -> tuple[float, float]:
+def ten_fold(embeddings_a: np.ndarray, embeddings_b: np.ndarray, same: Sequence[bool] | np.ndarray,
+             source: Path | str = "pairs") -> tuple[float, float]:
     """Accuracy over ten unshuffled folds: the threshold that is best on nine is applied to the tenth.
 
     A pair matches below a threshold on the squared Euclidean distance of the normalised embeddings; among equally
@@ -41,6 +41,7 @@ def ten_fold(embeddings_a: np.ndarray, embeddings_b: np.ndarray, same: Sequence[
         embeddings_a, embeddings_b: [P, D], the two sides of each pair in the benchmark's order, each the sum of the
             image's embedding and its mirror image's, of any norm.
         same: [P], whether the pair shows one person.
+        source: of the pairs, for the error.
     Returns:
         Mean and population standard deviation of the ten accuracies, in [0, 1].
     Raises:
@@ -48,7 +49,7 @@ def ten_fold(embeddings_a: np.ndarray, embeddings_b: np.ndarray, same: Sequence[
     """
     same = np.asarray(same, dtype=bool)
     if not len(embeddings_a) == len(embeddings_b) == len(same) >= FOLDS:
-        raise UserError(f"pairs: {len(embeddings_a)} and {len(embeddings_b)} embeddings for {len(same)} pairs; give "
+        raise UserError(f"{source}: {len(embeddings_a)} and {len(embeddings_b)} embeddings for {len(same)} pairs; give "
                         f"both sides of each pair, and at least {FOLDS} pairs")
     difference = unit_rows(embeddings_a, "first images") - unit_rows(embeddings_b, "second images")
     distance = np.square(difference).sum(axis=1)
@@ -267,7 +268,8 @@ def _read_table(file: Path, columns: dict[str, type]) -> np.ndarray:
 
 def _check_landmarks(file: Path, names: np.ndarray, landmarks: np.ndarray) -> None:
     """UserError where an image's landmarks [5, 2] of [N, 5, 2] are none of a face: what template.similarity_transform refuses."""
-    centred = landmarks.astype(np.float64) - landmarks.mean(axis=1, keepdims=True, dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # infinite ones
+        centred = landmarks.astype(np.float64) - landmarks.mean(axis=1, keepdims=True, dtype=np.float64)
     finite = np.isfinite(centred).all(axis=(1, 2))
     centred[~finite] = 0
     length, width = np.linalg.svd(centred, compute_uv=False).T

@@ -72,7 +72,7 @@ def epoch_order(images: int, total_batch: int, seed: int, epoch: int) -> tuple[n
     steps, spare = divmod(images, total_batch)
     if steps == 0:
         raise UserError(f"fr.batch_size: one batch on all devices takes {total_batch} images, there are {images}; "
-                        "lower it")
+                        "lower it, or give more (fr.keep_list, fr.identities)")
     # In turn, so that no image is left out more often than another: DynUnc needs to see each of them again and again.
     turns = np.random.default_rng(seed).permutation(images)
     dropped = turns[(epoch * spare + np.arange(spare)) % images]

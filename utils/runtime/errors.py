@@ -78,6 +78,7 @@ def listen() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as in the background of a script
         signal.signal(signal.SIGINT, _stop)
     sys.excepthook = _uncaught
+    sys.unraisablehook = _unraisable
 
 
 def tell(error: BaseException) -> int:
@@ -185,6 +186,7 @@ def hold_stops() -> Iterator[None]:
 
 
 def _ignore_stops() -> None:
+    signal.setitimer(signal.ITIMER_REAL, 0)  # of _unraisable
     for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -195,6 +197,16 @@ def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackT
         sys.__excepthook__(kind, error, trace)
         return
     os._exit(tell(error))
+
+
+def _unraisable(about: "sys.UnraisableHookArgs") -> None:
+    """sys.unraisablehook: a signal that came where nothing can be raised, as in a destructor, comes again a little later."""
+    if not isinstance(about.exc_value, KeyboardInterrupt | Terminated):
+        sys.__unraisablehook__(about)
+        return
+    number = signal.SIGINT if isinstance(about.exc_value, KeyboardInterrupt) else signal.SIGTERM
+    signal.signal(signal.SIGALRM, lambda *_: _stop(number, None))
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
 
 
 def _first_line(error: BaseException) -> str:
