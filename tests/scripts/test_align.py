@@ -119,6 +119,16 @@ def test_a_list_of_failures_that_the_faces_contradict_is_not_believed(run):
     assert {file: file.read_bytes() for file in aligned.glob("*/*.png")} == before
 
 
+def test_a_list_of_kept_faces_that_was_cut_is_refused_until_it_is_written_again(run):
+    aligned, _ = run()
+    kept, whole = aligned / "kept.csv", read_kept(aligned)
+    kept.write_text("".join(kept.read_text(encoding="utf-8").splitlines(keepends=True)[:-1]), encoding="utf-8")
+    with pytest.raises(UserError, match="kept.csv: is not the list that align.py wrote; run align.py again"):
+        read_kept(aligned)
+    run()
+    assert read_kept(aligned) == whole
+
+
 @pytest.mark.slow
 def test_two_ranks_leave_the_same_bytes(run, images, monkeypatch):
     monkeypatch.setattr(align, "BATCH", 2)

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
+from config import places
 from utils.faces.folders import select
 from utils.faces.images import read_image
 from utils.faces.template import SIZE
 from utils.runtime.errors import UserError
-from utils.runtime.files import require_file, write_csv
+from utils.runtime.files import file_digest, require_file, write_csv
 from utils.runtime.foreign_arrays import require_regular
+from utils.runtime.records import note, noted
 
 LISTS = {"failures": ("identity", "image", "reason"), "sources": ("identity", "image", "sha256")}
 KEPT_COLUMNS = ("identity", "image")
@@ -66,18 +68,24 @@ def keep(faces: Mapping[str, Sequence[Path]], identities: int, images: int) -> d
 
 
 def write_kept(aligned: Path, kept: Mapping[str, Sequence[Path]]) -> None:
-    """Write the kept selection: kept.csv in the folder of aligned faces."""
-    write_csv(aligned / "kept.csv", KEPT_COLUMNS, [(name, file.name) for name, files in kept.items() for file in files])
+    """Write the kept selection: kept.csv in the folder of aligned faces, whose record notes what is in it."""
+    file = aligned / "kept.csv"
+    write_csv(file, KEPT_COLUMNS, [(name, image.name) for name, images in kept.items() for image in images])
+    note(places.alignment_record(aligned), kept=file_digest(file))
 
 
 def read_kept(aligned: Path) -> dict[str, list[Path]]:
     """The kept selection of a folder of aligned faces: identity -> its images, in the order they were kept.
 
     Raises:
-        UserError: kept.csv is missing or damaged, or nothing was kept.
+        UserError: kept.csv is missing or damaged, is not the one that align.py wrote, or nothing was kept.
     """
+    rows = _read_rows(aligned / "kept.csv", KEPT_COLUMNS)
+    if noted(places.alignment_record(aligned), "kept") not in (None, file_digest(aligned / "kept.csv")):
+        raise UserError(f"{aligned / 'kept.csv'}: is not the list that align.py wrote; run align.py again (what is kept is up to "
+                        "align.keep_identities and align.keep_images)")
     kept: dict[str, list[Path]] = {}
-    for identity, image in _read_rows(aligned / "kept.csv", KEPT_COLUMNS):
+    for identity, image in rows:
         kept.setdefault(identity, []).append(aligned / identity / image)
     if not kept:
         raise UserError(f"{aligned / 'kept.csv'}: no identity had enough faces; lower align.keep_images and run align.py "

@@ -190,6 +190,18 @@ def first_difference(decides: Mapping[str, Any], record: Mapping[str, Any]) -> t
     return None
 
 
+def note(file: Path, **about: Any) -> None:
+    """Add to a record, if there is one, what came out."""
+    if file.is_file():
+        write_json(file, read_json(file) | about)
+
+
+def noted(file: Path, name: str) -> Any:
+    """What `note` added to a record; None where it is not said, or there is no record."""
+    record = read_json(file) if file.is_file() else {}
+    return record.get(name) if isinstance(record, dict) else None
+
+
 def decided(file: Path, names: Sequence[str], fix: str) -> dict[str, Any]:
     """What decided the target of an earlier stage, by its record.
 
