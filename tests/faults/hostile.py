@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -83,15 +84,16 @@ FORMATS = ("photograph, extracted", "photograph, aligned", "contexts", "statisti
 
 def inputs(folder: Path) -> dict[str, Inputs]:
     """Every hostile file, by the reader it is for; `folder` is a finished chain, of whose files some are made."""
-    with np.load(folder / READERS["statistics"].file) as stored:
-        good = dict(stored)
-    special = hostile_inputs.TEXTS | {
-        "photograph, extracted": hostile_inputs.images(), "photograph, aligned": hostile_inputs.images(),
-        "contexts": hostile_inputs.contexts(), "statistics": hostile_inputs.arrays(good, "covariance"),
-        ".bin": hostile_inputs.benchmarks(),
-        "configuration": hostile_inputs.configurations((folder / READERS["configuration"].file).read_text()),
-        **{name: hostile_inputs.weights(torch.load(folder / READERS[name].file, weights_only=True))
-           for name in ("diffusion model", "first stage", "recogniser")}}
+    with warnings.catch_warnings(action="ignore"):  # torch's of strange tensors
+        with np.load(folder / READERS["statistics"].file) as stored:
+            good = dict(stored)
+        special = hostile_inputs.TEXTS | {
+            "photograph, extracted": hostile_inputs.images(), "photograph, aligned": hostile_inputs.images(),
+            "contexts": hostile_inputs.contexts(), "statistics": hostile_inputs.arrays(good, "covariance"),
+            ".bin": hostile_inputs.benchmarks(),
+            "configuration": hostile_inputs.configurations((folder / READERS["configuration"].file).read_text()),
+            **{name: hostile_inputs.weights(torch.load(folder / READERS[name].file, weights_only=True))
+               for name in ("diffusion model", "first stage", "recogniser")}}
     return {name: hostile_inputs.ANYTHING | (hostile_inputs.OWN.get(Path(reader.file).suffix, {}) if reader.own
                                              else special[name]) for name, reader in READERS.items()}
 

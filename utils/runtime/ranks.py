@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,6 +13,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from utils.runtime.errors import PARENT, UserError
 
@@ -82,6 +84,13 @@ class Ranks:
         """Give every rank rank 0's values, in place."""
         if self.world_size > 1:
             dist.broadcast(tensor, 0)
+
+    def replicated(self, module: torch.nn.Module) -> torch.nn.Module:
+        """The module, with gradients averaged over the ranks; each rank's batch norms keep their own statistics, as published."""
+        if self.world_size == 1:
+            return module
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # torch's, of this option's next name
+            return DistributedDataParallel(module, broadcast_buffers=False)
 
     def close(self) -> None:
         if self.world_size > 1:

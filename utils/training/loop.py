@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from utils.runtime.errors import UserError, is_out_of_memory
@@ -176,8 +175,7 @@ class Training:
         if not self.state_file.is_file():
             self.save()
         self.ranks.barrier()
-        # each rank's batch norms keep their own statistics, rank 0's are saved: as published
-        replica = loss if self.ranks.world_size == 1 else DistributedDataParallel(loss, broadcast_buffers=False)
+        replica = self.ranks.replicated(loss)
         clock, first_step, since = time.monotonic() - self.seconds, self.step, (self.step, time.monotonic())
         self._announce(until)
         with StageBar(total=100, initial=100 * self.progress, unit="%", disable=not self.ranks.is_main, desc=self.name,
