@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import platform
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from utils.runtime import records
 from utils.runtime.errors import UserError
+from utils.runtime.files import HOST
 from utils.runtime.records import Record, State, check_sources, decided
 
 DECIDES = {"contexts.number": 100, "contexts.seed": 0, "contexts.source": "uniform", "statistics": "ab12",
@@ -371,3 +373,15 @@ def test_a_record_whose_sources_are_damaged_is_refused(tmp_path, text):
     (tmp_path / "c.json").write_text(text)
     with pytest.raises(UserError, match="c.json: is no record of how .*c.npz was made; delete both, and run stage.py again"):
         check_sources(tmp_path / "c.npz", "stage.py")
+
+
+def test_asking_what_is_left_sweeps_what_a_killed_process_was_writing(tmp_path):
+    """Killed between target and note: the next run finds the target done, and writes nothing itself."""
+    record = Record(tmp_path / "record.json", {"a": 1}, "name", target=tmp_path / "target")
+    with record.making():
+        (tmp_path / "target").write_text("made")
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    part = tmp_path / f".{HOST}-{ended.pid}-0123abcd.part"
+    part.write_text("half")
+    assert record.state() is State.DONE and not part.exists()

@@ -52,12 +52,13 @@ class Record:
     sources: Sequence[Path | str] = ()
 
     def state(self) -> State:
-        """What is left to do.
+        """What is left to do; what killed processes left is swept.
 
         Raises:
             UserError: the target exists and was made otherwise; the line names the first setting that differs and the
                 one to change.
         """
+        sweep(self.file.parent)
         kept = self.target or self.contents
         if not self.file.is_file() and self.named_by and kept is not None and holds_something(kept):
             raise UserError(f"{kept}: has no record of how it was made ({self.file.name} is gone); {self._fix()}")
@@ -105,7 +106,6 @@ class Record:
 
     def _begin(self, about: Mapping[str, Any]) -> State:
         state = self.state()
-        sweep(self.file.parent)  # of what killed processes left
         changes = self._plain(self.may_change)
         if state is State.CONTINUE and self._read().get("may_change", {}) == changes:
             return state
