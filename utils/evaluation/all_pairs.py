@@ -25,7 +25,8 @@ from utils.evaluation.scores import (
 
 FAR = (1e-2, 1e-3, 1e-4)
 FEWEST = 100  # impostor pairs that a FAR accepts; fewer say too little
-TAIL = 4_000_000  # impostor pairs that are kept for the intervals, the most alike: 16 bytes each
+TAIL = 4_000_000  # at most, impostor pairs that are kept for the intervals, the most alike: 16 bytes each
+MARGIN = 2  # times as many as the highest FAR accepts: a replicate may need more of them, and then has no interval
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ def tar_at_far(embeddings: ArrayLike, labels: Sequence[str] | np.ndarray, replic
     Thresholds lie at the edges of histograms 2 / BINS wide (scores.py), the lowest whose FAR is small enough. The intervals
     are those of identities drawn with replacement (`scores.bootstrap`): an identity drawn w times gives its genuine pairs
     the weight w and its impostor pairs with one drawn v times the weight w v, and each replicate has a threshold of its own,
-    exact among the TAIL most similar impostor pairs. A FAR whose threshold lies below those in some replicate has no interval
-    (1e-2 of more than some 300 million pairs). Not resampled are the images within an identity and the recogniser's training;
+    exact among the most similar impostor pairs, of which one to four million are kept. A FAR whose threshold lies below those
+    in some replicate has no interval (1e-2 of more than some 300 million pairs). Not resampled are the images within an identity and the recogniser's training;
     weights that are products overstate the spread a little (arXiv 1106.2125).
 
     Args:
@@ -118,9 +119,10 @@ def _genuine(x: torch.Tensor, identity: np.ndarray) -> _Scores:
 
 
 def _most_similar_impostors(x: torch.Tensor, identity: np.ndarray, distributions: ScoreDistributions) -> _Scores:
-    """The impostor pairs in the highest bins that hold no more than TAIL of them together."""
+    """The impostor pairs in the highest bins that hold no more of them than TAIL, or than MARGIN asks for."""
     above = np.cumsum(distributions.impostor_counts[::-1])
-    bins = int(np.searchsorted(above, TAIL, side="right"))
+    kept = min(TAIL, max(TAIL // 4, MARGIN * max(FAR) * above[-1]))
+    bins = int(np.searchsorted(above, kept, side="right"))
     lowest = 1 - bins * 2 / BINS if bins < BINS else -np.inf
     label = torch.from_numpy(identity).to(x.device, torch.int32)
     scores, identities = [], []
