@@ -53,8 +53,8 @@ def tar_at_far(embeddings: ArrayLike, labels: Sequence[str] | np.ndarray, replic
     are those of identities drawn with replacement (`scores.bootstrap`): an identity drawn w times gives its genuine pairs
     the weight w and its impostor pairs with one drawn v times the weight w v, and each replicate has a threshold of its own,
     exact among the most similar impostor pairs, of which one to four million are kept. A FAR whose threshold lies below those
-    in some replicate has no interval (1e-2 of more than some 300 million pairs). Not resampled are the images within an identity and the recogniser's training;
-    weights that are products overstate the spread a little (arXiv 1106.2125).
+    in some replicate has no interval (1e-2 of more than some 300 million pairs). Not resampled are the images within an
+    identity and the recogniser's training; weights that are products overstate the spread a little (arXiv 1106.2125).
 
     Args:
         embeddings: [N, D], of any norm.
