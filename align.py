@@ -89,8 +89,8 @@ def main() -> None:
                        ranks.device)
     failed, done, saved = {}, {}, time.monotonic()
     announce("align", len(left), "images", aligned, png_size(SIZE), ranks=ranks)
-    progress = StageBar(total=sum(map(len, batches)), unit="image", disable=not ranks.is_main, desc="align")
-    with ImageWriter() as writer, progress:
+    with ImageWriter() as writer, StageBar(total=sum(map(len, batches)), unit="image", disable=not ranks.is_main,
+                                           desc="align") as progress:
         for batch, results in zip(batches, in_processes(work, settings.processes, ranks.device), strict=True):
             for image, result in zip(batch, results, strict=True):
                 if image not in left:

@@ -54,6 +54,9 @@ class Ended:
         return [line for line in re.split("[\r\n]+", self.printed) if line.startswith("error: ")]
 
 
+SIGNALS = signal.SIGTERM, signal.SIGINT
+
+
 class Forked:
     """A script's main as a command of its own, forked from this process, so without the seconds of its imports.
 
@@ -66,8 +69,10 @@ class Forked:
                  folder: Path | None = None) -> None:
         self.output, self.begin = tempfile.TemporaryFile(), time.monotonic()
         sys.stdout.flush(), sys.stderr.flush()
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the new process listens
         self.pid = os.fork()
         if self.pid:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             return
         code = 99
         try:
@@ -77,6 +82,7 @@ class Forked:
             sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
             sys.argv = ["stage.py", *arguments]
             listen()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             if folder:
                 os.chdir(folder)
                 watch(f"{folder}/out")
