@@ -15,18 +15,21 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 
 from tests.faults import disturbances, hostile, ranks, upstream
 from tests.faults.judging import COLUMNS, Result, Trial, compared, flaws, show, trial_folder
-from tests.faults.processes import Ended
+from tests.faults.processes import Ended, end_with_parent
 from tests.faults.stages import STAGES, chain
 from utils.runtime.errors import ROOT
 
 KILLS = 20
-QUICK = {"stages": 0.1, "ranks": 0, "upstream": 0.03, "hostile": 0.03, "mutated": 0.05, "commandline": 0}  # shares of the trials
+# The parts, and the share of their trials that --quick makes.
+QUICK = dict.fromkeys(STAGES, 0.1) | {"ranks": 0, "upstream": 0.03, "hostile": 0.03, "mutated": 0.05, "commandline": 0}
 DOCUMENT = ROOT / "docs" / "reliability.md"
 TITLES = ("lost", "wrong", "tracebacks", "hangs, orphans", "messages not one line", "programs", "crashes", "files outside",
           "over 4 GiB")
@@ -130,24 +133,30 @@ def write_table(text: str) -> None:
     DOCUMENT.write_text(document[:begin] + text + document[document.index("\n\n", begin) + 1 :])
 
 
+def results_of(part: str, folders: dict[str, Path], kills: int, share: float) -> list[Result]:
+    """The trials of a part of the campaign, or a share (0 .. 1) of them."""
+    others = {"ranks": partial(ranks.trials, folders, kills), "upstream": partial(upstream.trials, folders),
+              "hostile": partial(hostile.trials, folders), "mutated": partial(hostile.mutated, folders),
+              "commandline": partial(hostile.command_line, folders)}
+    random.seed(part)
+    begun, trials = time.monotonic(), others.get(part) or partial(stage_trials, folders[part], part, kills)
+    results = [trial() for trial in (trials() if share else ()) if random.random() < share]
+    print(f"{part}: {len(results)} trials in {time.monotonic() - begun:.0f} s", flush=True)
+    return results
+
+
 def main() -> None:
-    arguments = sys.argv[1:]
+    arguments, begun = sys.argv[1:], time.monotonic()
     is_quick, wanted = "--quick" in arguments, [name for name in arguments if name.isidentifier()]
     kills = int(next(filter(str.isdigit, arguments), 1 if is_quick else KILLS))
-    random.seed(0)
     os.umask(0o022)
-    results, begun = [], time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)  # another user reads there too
-        folders = chain(Path(folder))
-        parts = {name: partial(stage_trials, folders[name], name, kills) for name in STAGES} | {
-            "ranks": partial(ranks.trials, folders, kills), "upstream": partial(upstream.trials, folders),
-            "hostile": partial(hostile.trials, folders), "mutated": partial(hostile.mutated, folders),
-            "commandline": partial(hostile.command_line, folders)}
-        for name in wanted or parts:
-            share = QUICK.get(name, QUICK["stages"]) if is_quick else 1.0
-            results += [trial() for trial in (parts[name]() if share else ()) if random.random() < share]
-            print(f"{name}: {len(results)} trials so far, {time.monotonic() - begun:.0f} s", flush=True)
+        folders, results = chain(Path(folder)), []
+        with ProcessPoolExecutor(1 if is_quick else 2, get_context("fork"), end_with_parent) as pool:
+            shares = {part: (QUICK if is_quick else {}).get(part, 1.0) for part in wanted or QUICK}
+            for part in [pool.submit(results_of, part, folders, kills, share) for part, share in shares.items()]:
+                results += part.result()
     text, bad = table(results), sum(bool(row.total()) for *_, row in results)
     print(text)
     print(f"{len(results)} trials, {bad} of them bad, {(time.monotonic() - begun) / 60:.1f} minutes")

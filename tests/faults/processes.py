@@ -16,6 +16,11 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
+def end_with_parent() -> None:
+    """Whoever kills the campaign kills its trials."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def wait_until(condition: Callable[[], object], seconds: float) -> bool:
     """Whether it comes true in that time."""
     deadline = time.monotonic() + seconds
@@ -77,7 +82,7 @@ class Forked:
         code = 99
         try:
             os.setsid()
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: whoever kills the campaign kills its trials
+            end_with_parent()
             os.dup2(self.output.fileno(), 1), os.dup2(self.output.fileno(), 2)
             sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
             sys.argv = ["stage.py", *arguments]

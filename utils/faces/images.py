@@ -1,5 +1,6 @@
 """The one reader of images: what a person sees, as 8-bit RGB."""
 import stat
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # MPO, of phones, is op
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif")
 MOST_PIXELS, MOST_BYTES = 150_000_000, 2 * 1024**3  # of an image, and of its file
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # Pillow warns beyond it, and read_image refuses
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged images, which are listed or refused
 
 
 def read_image(path: Path) -> np.ndarray:
