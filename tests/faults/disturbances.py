@@ -1,4 +1,5 @@
 """What is done to a stage in the middle of its work, as what its process calls first (`prepare`) or is sent."""
+import codecs
 import errno
 import os
 import resource
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from utils.runtime.errors import ROOT
 
 NOBODY = 65534
+codecs.lookup("utf-8-sig")  # which nobody may not be able to load
 MESSAGES = (MemoryError(), RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate "
                                         "memory: you tried to allocate 4194304 bytes. Error code 12 (Cannot allocate memory)"))
 
