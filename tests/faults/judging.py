@@ -54,7 +54,6 @@ class trial_folder:
 
     def __enter__(self) -> Path:
         self.folder = Path(tempfile.mkdtemp(dir=self.source.parent))
-        self.folder.chmod(0o755)  # for another user too
         return copy(self.source, self.folder / "trial")
 
     def __exit__(self, *error: object) -> None:
