@@ -148,6 +148,7 @@ def test_halves_share_nobody():
         halves(x, ["a"] * len(x))
 
 
+@pytest.mark.slow
 def test_generated_faces_are_compared_with_as_many_of_each_half():
     pytest.importorskip("prdc")
     x, labels = people(25, 2, dimension=6, seed=1)
@@ -164,6 +165,7 @@ def test_generated_faces_are_compared_with_as_many_of_each_half():
     assert left_out["recall"][3] == pytest.approx((compare(x[some], first)["recall"] + compare(x[some], second)["recall"]) / 2)
 
 
+@pytest.mark.slow
 def test_faces_of_few_people_cover_less_than_other_real_faces():
     pytest.importorskip("prdc")
     real = halves(*people(80, 2, dimension=4, seed=2))

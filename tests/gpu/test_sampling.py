@@ -70,6 +70,7 @@ def test_the_network_and_the_first_stage(bf16):
     assert {kind for _, kind in gpu.types} == {torch.bfloat16 if bf16 else torch.float32} and gpu.types.total() > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_every_solver_and_rule(solver, bf16, monkeypatch):

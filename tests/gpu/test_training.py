@@ -29,6 +29,7 @@ from utils.runtime import ranks
 from utils.runtime.ranks import Ranks
 from utils.training.loop import CHECK_STEPS, Training
 
+pytestmark = pytest.mark.slow
 META = torch.device("meta")
 PEOPLE, IMAGES, STEPS = 8, 2, 4
 NUMBERS = count()
