@@ -49,7 +49,7 @@ from utils.runtime.smaller_batches import SmallerBatches, read_smaller_batches
 
 CHOICES = {"negatives.strategy": (*STRATEGIES, "custom"), "guidance.rule": guidance.RULES,
            "guidance.schedule": guidance.SCHEDULES, "sampling.solver": solvers.SOLVERS,
-           "sampling.spacing": spacings.SPACINGS, "variety.w": guidance.W_PER_IMAGE}
+           "sampling.spacing": ("default", *spacings.SPACINGS), "variety.w": guidance.W_PER_IMAGE}
 SHEET_ROWS, SHEET_COLUMNS = 16, 10
 
 
@@ -119,7 +119,7 @@ class Sampler:
             raise UserError(f"sampling.identities: {self.sampling.identities} is more than the {len(self.ids)} contexts of "
                             f"{file}; lower it to {len(self.ids)}")
         digest, self.negatives = identity_contexts.digest(self.ids, self.contexts), None
-        if guidance.needs_negatives(config.guidance.rule, config.guidance.w):
+        if config.guidance.w > 0:
             self.negatives = negative_contexts.read(places.negatives_file(config), self.ids, self.contexts.shape[1], digest)
         self.model, weights = load_model(config.model, config.sampling, device)
         identity_contexts.check_contexts(file, self.ids, self.contexts, dimension=self.model.unet.context_emb.in_features)
@@ -146,7 +146,7 @@ class Sampler:
         return places.samples(run) / self.ids[image[0]] / f"{image[1]}.png"
 
     def draw(self, batch: list[tuple[int, int]], size: int) -> np.ndarray:
-        """The images of a batch, uint8 [B, H, W, 3], so many at a time.
+        """The images of a batch, uint8 [B, H, W, 3], `size` of them at a time.
 
         Parts are padded to that size, so that all have the same shape; an image's bytes are a function of it and its place.
         """

@@ -40,7 +40,8 @@ from utils.runtime.files import write_safetensors
 from utils.runtime.records import Record
 from utils.training import faces as training_faces
 from utils.training.autoencoder_loss import ContinuousLoss, DecodingLoss
-from utils.training.loop import Budget, Draws, Training, drawn_batches
+from utils.training.draws import Draws, drawn_batches
+from utils.training.loop import Budget, Training
 
 BATCH_SIZE, LEARNING_RATE = 16, 8e-4  # images on all devices together; of AdamW, at its highest
 CONTINUOUS = 0.7  # of the training: then the encoder is frozen and latents are quantised

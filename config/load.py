@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from config.config import DEFAULT_PRESET, GONE, PRESETS, Config
+from config.config import DEFAULT_PRESET, PRESETS, Config
+from config.gone import GONE
 from utils.runtime.errors import UserError
 
 Choices = Mapping[str, Iterable[str]]

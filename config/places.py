@@ -133,7 +133,7 @@ def packed_faces(config: Config, digest: str) -> Path:
 
 
 def verification_file(backbone: Path, digest: str, config: Config) -> Path:
-    """Beside a training's backbone; another's is in <output>/verification/, by what is in it, since names recur."""
+    """Beside the backbone of a training run; another's is in <output>/verification/, by what is in it, since names recur."""
     output = Path(config.paths.output)
     if backbone.name == "backbone.safetensors" and backbone.resolve().is_relative_to(output.resolve()):
         return backbone.with_name("verification.json")

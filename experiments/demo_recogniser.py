@@ -27,7 +27,8 @@ from utils.runtime import ranks as distributed
 from utils.runtime.errors import run_script
 from utils.runtime.files import write_safetensors
 from utils.training import faces as training_faces
-from utils.training.loop import Budget, Draws, Training, drawn_batches
+from utils.training.draws import Draws, drawn_batches
+from utils.training.loop import Budget, Training
 
 MINUTES, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY, VALIDATIONS = 20.0, 64, 3e-3, 0.05, 20
 JITTER = 3  # px: the canvas lies so much off, as a detector would put it

@@ -22,7 +22,7 @@ from sample import load_model
 from utils.diffusion import guidance, solvers, spacings
 from utils.diffusion.latent_diffusion import to_uint8
 from utils.diffusion.noise import gaussian
-from utils.evaluation import scores
+from utils.evaluation import scores, variety
 from utils.faces.detection import FaceDetector, choose_landmarks
 from utils.faces.template import ARCFACE, LandmarkError, warp
 from utils.identities import contexts as identity_contexts
@@ -255,7 +255,6 @@ def measure(embeddings: np.ndarray, found: np.ndarray, images: Images, real: tup
         replicates = scores.bootstrap(embeddings, labels, REPLICATES)
     left_out = {}
     if real:
-        from utils.evaluation import variety  # only here, since it needs the package prdc
         figures, left_out = variety.against_real(embeddings, labels, real)
         values |= figures
     return (np.array([values[name] for name in (*METRICS, *AGAINST_REAL) if name in values]),

@@ -74,7 +74,7 @@ def main() -> None:
 
 def real_halves(config: Config, recognisers: Sequence[Path], device: torch.device) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """By recogniser, the two halves of the real faces of scores.real, for coverage and recall; none where it is empty."""
-    if not getattr(config.scores, "real", ""):
+    if not config.scores.real:
         return {}
     import plot_distributions as stage5
     found = {}

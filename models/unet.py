@@ -47,7 +47,7 @@ class GroupNorm(nn.GroupNorm):
         mean = tokens.mean(1, dtype=torch.float32).unflatten(1, (GROUPS, -1))
         square = (tokens * tokens).mean(1, dtype=torch.float32).unflatten(1, (GROUPS, -1)).mean(2, keepdim=True)
         group_mean = mean.mean(2, keepdim=True)
-        a = (self.weight.float().view(GROUPS, -1) * (square - group_mean.square() + self.eps).rsqrt()).flatten(1)
+        a = (self.weight.float().view(GROUPS, -1) * ((square - group_mean.square()).clamp(min=0) + self.eps).rsqrt()).flatten(1)
         b = self.bias.float() - group_mean.expand_as(mean).flatten(1) * a
         if scale is not None:
             a, b = (1 + scale.float()) * a, (1 + scale.float()) * b + shift.float()

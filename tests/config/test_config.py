@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import train_fr
-from config.config import GONE, PRESETS, Config, paper_values
+from config.config import PRESETS, Config, paper_values
+from config.gone import GONE
 from config.load import from_record, get, help_text, load_config, resolve, settings
 from models.backbones import BACKBONES
 from models.margin_heads import HEADS
@@ -24,10 +25,11 @@ KNOWN = dict(settings(Config))
 REGISTRIES = {"negatives.strategy": STRATEGIES, "guidance.rule": RULES, "guidance.schedule": SCHEDULES, "variety.w": W_PER_IMAGE,
               "sampling.solver": SOLVERS, "sampling.spacing": SPACINGS, "fr.backbone": BACKBONES, "fr.head": HEADS,
               "training.size": SIZES, "extras.use": EXTRAS}
-ENTRIES = [(setting, entry) for setting, registry in REGISTRIES.items() for entry in registry]
+CHOICES = REGISTRIES | {"sampling.spacing": ("default", *SPACINGS)}
+ENTRIES = [(setting, entry) for setting, registry in CHOICES.items() for entry in registry]
 
 
-def load(*arguments: str, choices=REGISTRIES) -> Config:
+def load(*arguments: str, choices=CHOICES) -> Config:
     return load_config("", choices=choices, arguments=arguments)
 
 
@@ -154,7 +156,7 @@ def test_overrides_win_over_the_preset():
     (["fr.milestones=0"], ["fr.milestones", "0 is too small", "1"]),
 ])
 def test_a_mistake_is_one_line(arguments, words):
-    with_custom = REGISTRIES | {"negatives.strategy": (*STRATEGIES, "custom")}
+    with_custom = CHOICES | {"negatives.strategy": (*STRATEGIES, "custom")}
     message = refusal(*arguments, choices=with_custom)
     for word in words:
         assert word in message
@@ -221,16 +223,16 @@ def test_every_entry_of_a_registry_can_be_chosen(setting, entry):
     assert value == ((entry,) if setting == "extras.use" else entry)
 
 
-@pytest.mark.parametrize("setting", REGISTRIES)
+@pytest.mark.parametrize("setting", CHOICES)
 def test_the_default_and_the_papers_value_are_entries(setting):
     for value in (KNOWN[setting].default, KNOWN[setting].metadata["paper"]):
-        assert set(value if isinstance(value, tuple) else [value]) <= set(REGISTRIES[setting])
+        assert set(value if isinstance(value, tuple) else [value]) <= set(CHOICES[setting])
 
 
-@pytest.mark.parametrize("setting", REGISTRIES)
+@pytest.mark.parametrize("setting", CHOICES)
 def test_a_name_that_is_no_entry_is_refused_with_those_there_are(setting):
     message = refusal(f"{setting}=zzz")
-    assert message == f"{setting}: 'zzz' is not one of its choices; the choices are {', '.join(REGISTRIES[setting])}"
+    assert message == f"{setting}: 'zzz' is not one of its choices; the choices are {', '.join(CHOICES[setting])}"
 
 
 def test_one_wrong_name_in_a_list_is_refused():
@@ -256,7 +258,7 @@ def test_a_new_entry_can_be_chosen_at_once(monkeypatch):
 # ---- help ------------------------------------------------------------------------------------------------------------
 
 def test_help_lists_every_setting_with_its_default():
-    text = help_text("Stage 3.", choices=REGISTRIES)
+    text = help_text("Stage 3.", choices=CHOICES)
     for name, field in KNOWN.items():
         assert f"  {name}\n      {field.metadata['help']}\n" in text
     assert "[default constant; one of constant, linear, reverse, interval; paper: constant]" in text

@@ -123,12 +123,6 @@ def test_the_difference_is_used_again_between_negative_passes(rule, every):
                                    zip(steps, latest, strict=True)])
 
 
-def test_a_rule_may_need_no_negatives(monkeypatch):
-    assert guidance.needs_negatives("negative", 0.5) and not guidance.needs_negatives("negative", 0.0)
-    monkeypatch.setattr(guidance, "WITHOUT_NEGATIVES", {"alone"})
-    assert not guidance.needs_negatives("alone", 0.5)
-
-
 # ---- schedules -------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name, at_0, at_500, at_999", [

@@ -88,17 +88,21 @@ RUNS = {"linspace": linspace(12, alpha_bars(linear_betas())), "log_snr": log_snr
         "one": [999], "two": [999, 400], "uneven": [990, 700, 650, 300, 20, 3], "twenty": karras(20, alpha_bars(linear_betas()))}
 
 
+def walked_beside(solver: str, scheduler, run: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Our x_0, and the x before the last step and after it of diffusers' scheduler; all x before are the same in both."""
+    x_t = torch.randn(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    ours = trajectory(solver, RUNS[run], x_t)
+    for t, of_ours in zip(scheduler.timesteps, ours, strict=False):
+        assert (of_ours - x_t).abs().max() < 1e-9
+        last, x_t = x_t, scheduler.step(toy_denoise(x_t, int(t)), t, x_t).prev_sample
+    return ours[-1], last, x_t
+
+
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("solver, order", [("unipc", 2), ("unipc3", 3)])
 def test_unipc_equals_diffusers_in_float64(solver, order, run):
-    x_T = torch.randn(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    ours = trajectory(solver, RUNS[run], x_T)
-    scheduler = with_float64_sigmas(UniPCMultistepScheduler, RUNS[run], solver_order=order)
-    x_t = x_T
-    for t, of_ours in zip(scheduler.timesteps, ours, strict=False):
-        assert (of_ours - x_t).abs().max() < 1e-9
-        x_t = scheduler.step(toy_denoise(x_t, int(t)), t, x_t).prev_sample
-    assert (ours[-1] - x_t).abs().max() < 1e-9
+    ours, _, x_0 = walked_beside(solver, with_float64_sigmas(UniPCMultistepScheduler, RUNS[run], solver_order=order), run)
+    assert (ours - x_0).abs().max() < 1e-9
 
 
 @pytest.mark.filterwarnings("ignore")  # diffusers' log of 0 and its NumPy calls
@@ -106,16 +110,10 @@ def test_unipc_equals_diffusers_in_float64(solver, order, run):
     ("deis3", 3, run) for run in RUNS if run != "twenty"])  # with 15 steps or more diffusers ends at order 3, ours at 2
 def test_deis_equals_diffusers_in_float64_to_the_last_prediction(solver, order, run):
     """The last step leads to x_0 here, in diffusers to alpha_bar of timestep 0."""
-    x_T = torch.randn(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    ours = trajectory(solver, RUNS[run], x_T)
-    scheduler = with_float64_sigmas(DEISMultistepScheduler, RUNS[run], solver_order=order)
-    x_t = x_T
-    for t, of_ours in zip(scheduler.timesteps, ours, strict=False):
-        assert (of_ours - x_t).abs().max() < 1e-9
-        last, x_t = x_t, scheduler.step(toy_denoise(x_t, int(t)), t, x_t).prev_sample
+    ours, last, _ = walked_beside(solver, with_float64_sigmas(DEISMultistepScheduler, RUNS[run], solver_order=order), run)
     alpha_bar = torch.cumprod(1 - linear_betas().double(), dim=0)[RUNS[run][-1]]
     x_0 = (last - (1 - alpha_bar).sqrt() * toy_denoise(last, RUNS[run][-1])) / alpha_bar.sqrt()
-    assert (ours[-1] - x_0).abs().max() < 1e-9
+    assert (ours - x_0).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize("run", RUNS)

@@ -49,7 +49,7 @@ def test_the_default_is_each_solvers_own():
         assert timesteps("default", solver, 10, BETAS) == timesteps(own, solver, 10, BETAS)
 
 
-@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("spacing", ["default", *SPACINGS])
 @pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "fitted"])
 def test_every_solver_runs_in_every_spacing(solver, spacing):
     for steps in (1, 6, 15, 100):

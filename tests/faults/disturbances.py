@@ -65,7 +65,7 @@ def allow(folder: Path, mode: int) -> None:
 
 
 def little_memory(more: int) -> Callable[[], None]:
-    """The process may take only so many bytes more than it has."""
+    """The process may take only `more` bytes more than it has."""
     def prepare() -> None:
         with open("/proc/self/statm") as pages:
             limit = int(pages.read().split()[0]) * resource.getpagesize() + more

@@ -104,7 +104,7 @@ class Forked:
             os._exit(code)
 
     def wait(self, sent: signal.Signals | None = None, after: float = 0.0, limit: float = 70.0) -> Ended:
-        """Send it a signal after so many seconds, unless it has ended; kill it at the limit."""
+        """Send it a signal `after` seconds, unless it has ended; kill it at the limit."""
         usage = self._wait_until(self.begin + (after if sent else limit))
         if usage is None and sent:
             os.kill(self.pid, sent)

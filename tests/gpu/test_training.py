@@ -73,9 +73,9 @@ def train(script, patch, faces: Path, output: Path, *settings: str) -> None:
         f"fr.images={faces}", "paths.run=run", "fr.backbone=iresnet18", "fr.batch_size=4", "fr.epochs=2", *settings)
 
 
-def on_device(script, patch, made: tuple[Path, Path], device: torch.device, trainings: int, *settings: str,
+def on_device(script, patch, made: tuple[Path, Path], device: torch.device, runs: int, *settings: str,
               gpu: FakeGPU | None = None, blocking: int = 0) -> list[Training]:
-    """Run a script's trainings on a device without values, as many as it makes; so many copies of a step may block."""
+    """Run a script's training runs on a device without values; `blocking` copies of a step may block."""
     run_whole, trained = Training.run, []
 
     def run_training(training: Training, *arguments, **named) -> None:
@@ -83,7 +83,7 @@ def on_device(script, patch, made: tuple[Path, Path], device: torch.device, trai
         run_whole(training, *arguments, **named)
         assert not gpu or gpu.blocking - copies == blocking * (training.step - steps), "a copy waits for the step before"
         trained.append(training)
-        if len(trained) == trainings:
+        if len(trained) == runs:
             raise Done
 
     patch.setattr(ranks, "setup", lambda device_setting: Ranks(0, 1, device))
@@ -109,7 +109,7 @@ NAMES = [pytest.param(name, marks=pytest.mark.slow) if name == "generator" else 
 @pytest.mark.parametrize("name", NAMES)
 def test_updates_read_no_value(made, monkeypatch, name):
     """Losses, gradients, clipping, optimisers, averaged weights and the log's sums: a read of a value raises."""
-    script, trainings, settings = SCRIPTS[name]
+    script, runs, settings = SCRIPTS[name]
     autocast = torch.autocast
     monkeypatch.setattr(torch, "autocast", lambda kind, *types, **named: nullcontext() if kind == "meta" else
                         autocast(kind, *types, **named))
@@ -121,7 +121,7 @@ def test_updates_read_no_value(made, monkeypatch, name):
                         if weight.requires_grad})
 
     monkeypatch.setattr(Training, "_update", counted)
-    trained = on_device(script, monkeypatch, made, META, trainings, *settings, "training.precision=fp32")
+    trained = on_device(script, monkeypatch, made, META, runs, *settings, "training.precision=fp32")
     assert len(updates) >= 2 and all(devices == {"meta"} for devices in updates)
     assert all(training.totals.is_meta and training.finite.is_meta for training in trained)
 
@@ -133,19 +133,19 @@ def test_losses_in_bf16_on_the_device(made, monkeypatch, name):
     Two things are known to wait for the device: a zero that diffusers' VQModel copies there when it decodes, and the matrices
     of torchvision's rotations and shifts, which is why RandAugment is left out here.
     """
-    script, trainings, settings = SCRIPTS[name]
+    script, runs, settings = SCRIPTS[name]
     losses = []
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: losses.append(loss))
     monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda *_: torch.zeros((), device=CUDA))
     with fake_gpu() as gpu:
-        on_device(script, monkeypatch, made, CUDA, trainings, *settings, "fr.augmentation=flip", gpu=gpu,
+        on_device(script, monkeypatch, made, CUDA, runs, *settings, "fr.augmentation=flip", gpu=gpu,
                   blocking=int(name in ("autoencoder", "generator")))
     assert len(losses) >= 2 and {(loss.dtype, loss.device) for loss in losses} == {(torch.float32, CUDA)}
     assert {kind for operation, kind in gpu.types if operation == "convolution"} == {torch.bfloat16}
 
 
 def test_the_loop_waits_for_the_device_once_in_so_many_steps(made, monkeypatch, tmp_path):
-    """The reads that the tests above leave out, counted: a training of 120 steps with no row or validation before its end."""
+    """The reads that the tests above leave out, counted: a training run of 120 steps with no row or validation before its end."""
     network, reads = nn.Linear(2, 1), []
     monkeypatch.setattr(Ranks, "sum", lambda self, values: reads.append(training.step) or values.tolist())
     training = Training("t", tmp_path / "state.pt", tmp_path / "log.csv", Ranks(0, 1, torch.device("cpu")),

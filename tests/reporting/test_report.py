@@ -180,7 +180,8 @@ def test_thousands_of_identities_stay_below_15_mb(tmp_path):
 
 @pytest.mark.parametrize("arguments", [
     {}, {"guidance.w": "0", "paths.run": "a b's"}, {"guidance.schedule": "interval", "guidance.interval": "200,800"},
-    {"sampling.as_published": "true", "sampling.solver": "ddim", "negatives.pool": "7", "model.diffusion": "data/a $HOME"}])
+    {"sampling.as_published": "true", "sampling.solver": "ddim", "negatives.pool": "7", "model.diffusion": "data/a $HOME"},
+    {"variety.cone": "0.7", "variety.w": "uniform", "sampling.spacing": "karras"}])
 @pytest.mark.parametrize("preset", ["demo", "paper_casia"])
 def test_commands_give_the_settings_back(arguments, preset):
     config = load_config("", arguments=["--preset", preset, *(f"{name}={value}" for name, value in arguments.items())])

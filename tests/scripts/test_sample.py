@@ -436,7 +436,7 @@ def test_a_failure_is_one_line_and_exit_code_2(settings):
     (80, "sample needs more room than", "/samples", False),  # 27 images of three blocks each
     (84, "No space left", ".png", True)])  # enough for them by the estimate, but not for the record and the sheet too
 def test_a_full_disk(settings, tmp_path, blocks, words, where, is_begun):
-    """On a disk of so many free blocks: one line, exit code 2, no part files."""
+    """On a disk of that many free blocks: one line, exit code 2, no part files."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", disk], capture_output=True).returncode:

@@ -12,9 +12,9 @@ from models.schedule import alpha_bars, linear_betas
 from utils.diffusion.latent_diffusion import eps_of_v
 from utils.runtime.ranks import Ranks
 from utils.training.diffusion_loss import diffusion_loss
+from utils.training.draws import Draws
 from utils.training.extras import EXTRAS, JUDGED_STEPS, altered, context_scale, identity_loss, v_target
 from utils.training.generator_loss import GeneratorLoss
-from utils.training.loop import Draws
 
 T = 1000
 ALPHA_BARS = torch.tensor(alpha_bars(linear_betas()), dtype=torch.float64)

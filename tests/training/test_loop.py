@@ -21,7 +21,8 @@ from utils.runtime.errors import Terminated, UserError
 from utils.runtime.files import write_torch
 from utils.runtime.ranks import Ranks
 from utils.training import loop
-from utils.training.loop import Budget, Draws, Training, batch_rows, flat_then_cosine, seed_step
+from utils.training.draws import Draws, batch_rows, seed_step
+from utils.training.loop import Budget, Training, flat_then_cosine
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 ITEMS, BATCH = 24, 5

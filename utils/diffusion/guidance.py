@@ -44,7 +44,6 @@ def reused(model, x_t: Tensor, t: int, c_pos: Tensor, c_neg: Tensor, w: float | 
 
 RULES: dict[str, Callable[..., Tensor]] = {"negative": negative, "apg": apg, "every2": partial(reused, every=2),
                                            "every3": partial(reused, every=3)}
-WITHOUT_NEGATIVES: set[str] = set()  # rules that read no negative context, so that stage 2 need not be run for them
 
 # (w, t, T, interval) -> w(t), for timesteps t = 0 (image) .. T - 1 (noise).
 SCHEDULES: dict[str, Callable[[float, int, int, tuple[int, int]], float]] = {
@@ -87,11 +86,6 @@ def guided(rule: str, w: float | Tensor, schedule: str = "constant", interval: t
         return denoise
 
     return start
-
-
-def needs_negatives(rule: str, w: float) -> bool:
-    """Whether a negative context is read at all."""
-    return w > 0 and rule not in WITHOUT_NEGATIVES
 
 
 unguided = guided("negative", 0.0)  # IDiff-Face

@@ -15,7 +15,7 @@ from utils.faces.folders import listing
 from utils.identities.contexts import normalise
 from utils.runtime.errors import UserError
 from utils.runtime.files import read_npz, write_npz
-from utils.runtime.records import Record, State
+from utils.runtime.records import Record
 
 FIRST = 500  # images by which it is estimated how many lie in the band
 
@@ -53,13 +53,13 @@ class Band:
         order, known = in_turns(images), {face for files in found.values() for face in files}
         faces, first = [face for face in order if face in known], sum(face in known for face in order[:FIRST])
         record = Record(file.with_suffix(".json"), {**self.decides, "faces": listing(found)}, target=file)
-        done = record.begin() is State.DONE
-        cosines = read_npz(file, ("cosines",))["cosines"] if done else self.cosines(faces[:first])
-        inside = sum(self.reason(cosine) is None for cosine in cosines[:first])
-        print(f"align.band: {estimate(inside, min(FIRST, len(order)), wanted)}")
-        if not done:
-            cosines = np.concatenate([cosines, self.cosines(faces[first:])])
-            write_npz(file, cosines=cosines)
+        with record.making() as is_new:
+            cosines = self.cosines(faces[:first]) if is_new else read_npz(file, ("cosines",))["cosines"]
+            inside = sum(self.reason(cosine) is None for cosine in cosines[:first])
+            print(f"align.band: {estimate(inside, min(FIRST, len(order)), wanted)}")
+            if is_new:
+                cosines = np.concatenate([cosines, self.cosines(faces[first:])])
+                write_npz(file, cosines=cosines)
         return {face: reason for face, cosine in zip(faces, cosines, strict=True) if (reason := self.reason(cosine))}
 
     def cosines(self, faces: Sequence[Path]) -> np.ndarray:

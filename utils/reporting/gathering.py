@@ -20,7 +20,7 @@ from utils.runtime.foreign_arrays import reading
 
 # of each stage, the groups of settings that it reads
 GROUPS = {"create_sample_identity_contexts": ("contexts",), "create_negative_contexts": ("contexts", "negatives"),
-          "sample": ("contexts", "negatives", "model", "guidance", "sampling"), "align": ("align",),
+          "sample": ("contexts", "negatives", "model", "guidance", "variety", "sampling"), "align": ("align",),
           "plot_distributions": ("scores",), "train_fr": ("fr", "training"), "verify_fr": ("fr", "verify")}
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.diffusion.latent_diffusion import eps_of_v
-from utils.training.loop import Draws
+from utils.training.draws import Draws
 
 # Name -> its numbers, which go into a run's record.
 EXTRAS: dict[str, dict[str, float]] = {
