@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.runtime.errors import listen, run_script
+from utils.runtime.errors import run_script
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -79,20 +79,23 @@ class Forked:
         if self.pid:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             return
-        code = 99
+        code, finish = 99, None
         try:
             os.setsid()
             end_with_parent()
             os.dup2(self.output.fileno(), 1), os.dup2(self.output.fileno(), 2)
             sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
             sys.argv = ["stage.py", *arguments]
-            listen()
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             if folder:
                 os.chdir(folder)
                 watch(f"{folder}/out")
-            finish = prepare()
-            run_script(main)
+
+            def begin() -> None:
+                nonlocal finish
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+                finish = prepare()
+                main()
+            run_script(begin)
             code = 0
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 1

@@ -220,7 +220,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
     words = ("out of memory|can't allocate memory|cannot allocate memory|not enough memory|insufficient memory|std::bad_alloc|"
-             "could not create a (primitive|memory)|can't start new thread")  # oneDNN's and Python's
+             "could not create a (primitive|memory)|can't start new thread|"  # oneDNN's and Python's
+             r"exception occurred : \(\)")  # a MemoryError in load_state_dict, which keeps its arguments: none
     return isinstance(error, Exception) and not isinstance(error, OSError) and bool(re.search(words, str(error), re.I))
 
 
