@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from models import context_files, random_weights
+from models import context_files, ncnn_backbone, random_weights
 from models.backbones import MobileFaceNet
 from models.published import (
     backbone_digest,
@@ -295,6 +295,14 @@ def test_an_ncnn_recogniser_needs_its_package_and_both_files(tmp_path, monkeypat
     assert "net.bin: no such file" in fault(load_backbone, param)
 
 
+def test_ncnn_is_given_no_network_that_is_not_known(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ncnn", types.ModuleType("ncnn"))  # without Net: reading it would fail
+    (tmp_path / "net.param").write_text("7767517")
+    (tmp_path / "net.bin").write_bytes(b"weights")
+    message = fault(load_backbone, tmp_path / "net.param")
+    assert "net.param: is no network that is known here" in message and backbone_digest(tmp_path / "net.param") in message
+
+
 class FirstColumns:
     """Stands in for ncnn: a network whose embedding is the first 16 columns of the face's first row."""
 
@@ -314,6 +322,7 @@ def ncnn_file(tmp_path, monkeypatch) -> Path:
     monkeypatch.setitem(sys.modules, "ncnn", FirstColumns)
     (tmp_path / "net.param").write_text("7767517")
     (tmp_path / "net.bin").write_bytes(b"weights")
+    monkeypatch.setattr(ncnn_backbone, "TRUSTED", {backbone_digest(tmp_path / "net.param")})
     return tmp_path / "net.param"
 
 
