@@ -51,8 +51,8 @@ def trial(before: Path, name: str, number: int, seconds: float, reference: dict[
             os.kill(ranks[number % len(ranks)], signal.SIGKILL)
         killed = time.monotonic()
         ended = running.wait()
-        late = time.monotonic() - killed > SOON
+        took = time.monotonic() - killed
         again = torchrun(stage, folder).wait()
         bad = flaws(again, (0,)) + compared(reference, stage.made(folder))
-        bad["hangs"] += late + len(ended.orphans)
-        return name, "one of two ranks killed", show(bad, f"{name}, rank killed {number}", ended, again)
+        bad["hangs"] += (took > SOON) + len(ended.orphans)
+        return name, "one of two ranks killed", show(bad, f"{name}, rank killed {number}, ended {took:.1f} s later", ended, again)

@@ -2,6 +2,7 @@
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 
@@ -9,8 +10,8 @@ import pytest
 import torch
 
 from tests.faults.processes import is_alive, wait_until
-from utils.runtime.errors import UserError
-from utils.runtime.ranks import alone, die_with_parent
+from utils.runtime.errors import UserError, listen
+from utils.runtime.ranks import alone, die_with_parent, setup
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
 
@@ -66,3 +67,28 @@ def test_a_child_whose_parent_ended_before_ends_too():
     assert here.recv() == "begun"
     with pytest.raises(EOFError):
         here.recv()
+
+
+def _join(pipe) -> None:
+    listen()
+    pipe.send("ready")
+    setup("cpu")
+
+
+@pytest.mark.slow
+def test_a_rank_that_waits_for_a_dead_one_ends_by_sigterm(monkeypatch):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    mine, its = multiprocessing.Pipe()
+    rank = multiprocessing.get_context("spawn").Process(target=_join, args=(its,))
+    rank.start()
+    assert mine.recv() == "ready"
+    time.sleep(1)  # by then it waits for the other
+    rank.terminate()
+    rank.join(10)
+    ended_by = rank.exitcode
+    rank.kill()
+    assert ended_by == -signal.SIGTERM

@@ -118,7 +118,10 @@ def setup(device: str = "auto") -> Ranks:
         torch.cuda.set_device(chosen)
     if world_size > 1:
         die_with_parent()
+        # Who waits here for a rank that has died runs no Python: only the signal's own effect ends it. Nothing is in hand yet.
+        heard = signal.signal(signal.SIGTERM, signal.SIG_DFL)
         dist.init_process_group("nccl" if use_cuda else "gloo", timeout=PATIENCE)
+        signal.signal(signal.SIGTERM, heard)
     return Ranks(rank, world_size, chosen)
 
 
