@@ -11,6 +11,7 @@ from tests.faults.stages import copy
 
 LIMIT, MOST_MEMORY = 60, 4 * 2**30  # seconds that a command may take, bytes
 COLUMNS = ("lost", "wrong", "tracebacks", "hangs", "messages", "programs", "crashes", "outside", "memory")
+NOISE = "[^\r\n]*(Warning|Exception ignored|terminate called)[^\r\n]*"
 Result = tuple[str, str, Counter]  # stage or format, fault, how much was wrong in which column
 Trial = Callable[[], Result]
 
@@ -25,7 +26,7 @@ def flaws(ended: Ended, codes: tuple[int, ...] = (0, 2), names: tuple[str, ...] 
     expected = 0 if ended.code in (0, -9) else 1
     is_said = len(ended.errors) == expected and all(
         "; " in line and len(line) < 1200 and (not names or any(name in line for name in names)) for line in ended.errors)
-    is_noisy = re.search("Warning|Exception ignored|terminate called", ended.printed)
+    is_noisy = re.search(NOISE, ended.printed)
     return Counter(
         tracebacks=int("Traceback" in ended.printed or ended.code == 1), programs=len(ended.programs), outside=len(ended.outside),
         hangs=int(ended.seconds > LIMIT) + len(ended.orphans), memory=int(ended.peak > MOST_MEMORY),
@@ -42,7 +43,7 @@ def show(bad: Counter, what: str, *ended: Ended) -> Counter:
     """Say what went wrong in a trial."""
     if bad.total():
         print(f"{what}: {dict(+bad)}", *(f"    {command.code} {command.programs or ''} {command.outside or ''} "
-              f"{command.printed.strip()[-600:]}" for command in ended), sep="\n", flush=True)
+              f"{' '.join(match[0] for match in re.finditer(NOISE, command.printed))[:300]} {command.printed.strip()[-600:]}" for command in ended), sep="\n", flush=True)
     return bad
 
 
