@@ -42,8 +42,9 @@ def compared(reference: dict[str, str], found: dict[str, str]) -> Counter:
 def show(bad: Counter, what: str, *ended: Ended) -> Counter:
     """Say what went wrong in a trial."""
     if bad.total():
-        print(f"{what}: {dict(+bad)}", *(f"    {command.code} {command.programs or ''} {command.outside or ''} "
-              f"{' '.join(match[0] for match in re.finditer(NOISE, command.printed))[:300]} {command.printed.strip()[-600:]}" for command in ended), sep="\n", flush=True)
+        noise = [" ".join(match[0] for match in re.finditer(NOISE, command.printed))[:300] for command in ended]
+        print(f"{what}: {dict(+bad)}", *(f"    {command.code} {command.programs or ''} {command.outside or ''} {heard} "
+              f"{command.printed.strip()[-600:]}" for command, heard in zip(ended, noise, strict=True)), sep="\n", flush=True)
     return bad
 
 
