@@ -21,17 +21,16 @@ from pathlib import Path
 from config import places
 from config.config import Config
 from config.load import load_config
-from plot_distributions import COLUMNS, PAPER, kind, ratio_interval
+from utils.evaluation.measures import ratio_interval
+from utils.evaluation.paper import SCORE_COLUMNS, SCORES, VERIFICATION, VERIFICATION_COLUMNS, score_row
 from utils.evaluation.scores import read_distributions
+from utils.evaluation.tables import VERIFIED
 from utils.reporting import charts, sections
 from utils.reporting.gathering import Run, number, stages, table
 from utils.reporting.page import render
 from utils.reporting.pictures import Pictures
 from utils.runtime.errors import UserError, run_script
 from utils.runtime.files import read_json, write_text
-from verify_fr import COLUMNS as BENCHMARKS
-from verify_fr import PAPER as PAPER_VERIFIED
-from verify_fr import PAPER_COLUMNS as PAPER_BENCHMARKS
 
 SEPARATION = ("eer", "fmr100", "fmr1000", "impostor_mean", "impostor_std", "fdr", "ratio")
 VARIETY = ("genuine_mean", "genuine_std")  # and whatever else there is in metrics.json but for
@@ -54,7 +53,7 @@ def main() -> None:
                 places.scores(run.folder, config) / "histograms.npz")) for run in scored]) if scored else None,
             "metrics": metric_table(runs, config) if scored else None, "pairs": sections.similar_pairs(runs, pictures),
             "alignment": sections.alignment(runs, pictures), "training": sections.training(runs),
-            "verification": verification_table(runs), "benchmarks": BENCHMARKS} | sections.provenance(runs)
+            "verification": verification_table(runs), "benchmarks": VERIFIED} | sections.provenance(runs)
     page["faces"] = sections.faces(runs, pictures)  # last: they fill what the others leave
     target = places.report(together)
     write_text(target, render(page))
@@ -97,10 +96,10 @@ def metric_table(runs: Sequence[Run], config: Config) -> dict:
         rows.append({"run": run, "name": run.name, "values": values, "limits": limits})
         of_paper, base = row_of_paper(run), row_of_paper(first)
         if of_paper:
-            ratio = {"ratio": PAPER[of_paper][-1] / PAPER[base][-1]} if base and run is not first else {}
-            rows[-1]["paper_fdr"] = PAPER[of_paper][-1]
+            ratio = {"ratio": SCORES[of_paper][-1] / SCORES[base][-1]} if base and run is not first else {}
+            rows[-1]["paper_fdr"] = SCORES[of_paper][-1]
             rows.append({"run": None, "name": f"paper: {of_paper}", "limits": {},
-                         "values": dict(zip(COLUMNS, PAPER[of_paper], strict=True)) | ratio})
+                         "values": dict(zip(SCORE_COLUMNS, SCORES[of_paper], strict=True)) | ratio})
     rows += [{"run": None, "name": "real faces", "values": real, "limits": {}}] if real else []
     ours = sorted((row for row in rows if row["run"] and row["run"] is not first), key=lambda row: -row["values"].get("fdr", 0))
     best = (rows[0], ours[0]) if ours and first.unguided and rows[0]["run"] is first else None
@@ -110,7 +109,7 @@ def metric_table(runs: Sequence[Run], config: Config) -> dict:
 def row_of_paper(run: Run) -> str | None:
     """The row of the paper's table that a run corresponds to; None where there is none, or its records do not tell."""
     with suppress(UserError, LookupError, TypeError):
-        return kind(run.folder)
+        return score_row(run.folder)
     return None
 
 
@@ -118,8 +117,9 @@ def verification_table(runs: Sequence[Run]) -> list[Mapping]:
     """Per cent on the benchmarks: ours, then the paper's rows; empty where nothing was verified."""
     ours = [{"name": f"{run.name}/{stage.file.parent.name}", "values": table(stage.record.get("per_cent"))}
             for run in runs for stage in run.stages if stage.script == "verify_fr"]
-    return ours and ours + [{"name": f"paper: {name}", "paper": True, "values": dict(zip(PAPER_BENCHMARKS, values, strict=True))}
-                            for name, values in PAPER_VERIFIED.items()]
+    return ours and ours + [
+        {"name": f"paper: {name}", "paper": True, "values": dict(zip(VERIFICATION_COLUMNS, values, strict=True))}
+        for name, values in VERIFICATION.items()]
 
 
 if __name__ == "__main__":

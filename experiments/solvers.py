@@ -31,6 +31,7 @@ from experiments.solver_report import Report, choose_reference, is_equivalent
 from experiments.solver_trials import ARMS, Candidate, Images, Laboratory, Trial
 from models.published import backbone_digest, load_backbone
 from utils.diffusion.fitted import FITTED
+from utils.recognition.scorer import Scorer, real_faces
 from utils.runtime import ranks as distributed
 from utils.runtime.errors import UserError, run_script
 from utils.runtime.files import require_file
@@ -76,12 +77,11 @@ def real_halves(config: Config, recognisers: Sequence[Path], device: torch.devic
     """By recogniser, the two halves of the real faces of scores.real, for coverage and recall; none where it is empty."""
     if not config.scores.real:
         return {}
-    import plot_distributions as stage5
     found = {}
     for file in recognisers:
-        scorer = stage5.Scorer(load_backbone(file), backbone_digest(file), device)
+        scorer = Scorer(load_backbone(file), backbone_digest(file), device)
         of_file = replace(config, scores=replace(config.scores, recogniser=str(file)))
-        found[file.stem] = stage5.real_faces(of_file, scorer).halves
+        found[file.stem] = real_faces(Path(config.scores.real), places.real_embeddings(of_file), scorer).halves
     return found
 
 

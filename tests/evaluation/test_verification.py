@@ -1,16 +1,18 @@
 """Pair protocols against plain implementations, IJB against golden values, and the readers against hostile files."""
+import io
 import os
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from config.config import Config
 from config.load import settings
 from tests.runtime.mutations import check_reader
 from utils.evaluation import verification
-from utils.evaluation.verification import BENCHMARKS, ijb, read_bin, read_ijbc_meta, read_lfw_pairs, ten_fold
+from utils.evaluation.verification import BENCHMARKS, decode, ijb, read_bin, read_ijbc_meta, read_lfw_pairs, ten_fold
 from utils.runtime.errors import UserError
 
 DATA = Path(__file__).parents[1] / "data"
@@ -322,6 +324,25 @@ def test_what_one_pickle_names_often_is_made_once(tmp_path):
 def test_a_missing_bin_file_is_named(tmp_path):
     with pytest.raises(UserError, match="lfw.bin: no such file"):
         read_bin(tmp_path / "lfw.bin")
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
+
+
+def png(size: int) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(PIXELS[:size, :size]).save(data, "PNG")
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("encoded", [
+    b"", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 112 112\n", png(111), png(112)[:200],
+    b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\xea\x60\0\0\xea\x60\x08\2\0\0\0"],
+    ids=["nothing", "EPS", "another size", "cut", "60,000 x 60,000"])
+def test_an_image_of_a_benchmark_that_is_none_is_refused(encoded):
+    with pytest.raises(UserError, match="verify.bins: an image is damaged or not 112 x 112; "):
+        decode(encoded)
+    np.testing.assert_array_equal(decode(png(112)), PIXELS)
 
 
 # ---- random damage ---------------------------------------------------------------------------------------------------

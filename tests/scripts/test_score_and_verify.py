@@ -18,6 +18,7 @@ from utils.evaluation.variety import against_real, halves, within_identity
 from utils.evaluation.verification import ijb, ten_fold
 from utils.faces.aligned import write_kept
 from utils.faces.template import TEMPLATES, centre_crop, warp
+from utils.recognition import scorer
 from utils.recognition.embedding import embed as embedding
 from utils.runtime.errors import UserError
 from utils.runtime.files import write_bytes, write_json, write_text
@@ -162,18 +163,12 @@ def test_real_faces_beside_a_run(output, settings, backbone, capsys, monkeypatch
     write_kept(real, {name: [real / name / "0.png"] for name in faces})  # now as if align.py had made it
     write_json(real / "align.json", {"decides": {"align.template": "arcface"}})
     calls = []
-    monkeypatch.setattr(plot_distributions, "embed", lambda backbone, faces, *rest: calls.append(len(faces)) or np.eye(
+    monkeypatch.setattr(scorer, "embed", lambda backbone, faces, *rest: calls.append(len(faces)) or np.eye(
         len(faces), 32, dtype=np.float32) + 0.1)
     run(plot_distributions, *settings, f"scores.real={real}")
     assert calls == [30]  # the run's own are kept
     again = json.loads((folder / "metrics.json").read_text())
     assert again["real_faces"] == 15 and again["vendi"] == metrics["vendi"]
-
-
-def test_many_real_faces_are_thinned_evenly():
-    faces = {name: [Path(f"{name}{k}") for k in range(4)] for name in "abc"}
-    assert plot_distributions.at_most(faces, 6) == {name: [Path(f"{name}0"), Path(f"{name}2")] for name in "abc"}
-    assert plot_distributions.at_most(faces, 20) == faces
 
 
 def test_an_overlay_of_two_runs(output, settings):
@@ -203,26 +198,6 @@ def test_scoring_names_what_is_missing(settings, override, words):
     assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("guidance, strategy, row", [
-    ({"w": 0, "schedule": "constant"}, "far", "w = 0"), ({"w": 0.5, "schedule": "constant"}, "far", "far"),
-    ({"w": 0.5, "schedule": "constant", "rule": "negative"}, "mid", "mid"), ({"w": 1.0, "schedule": "constant"}, "far", None),
-    ({"w": 0.5, "schedule": "linear"}, "far", None), ({"w": 0.5, "schedule": "constant", "rule": "apg"}, "far", None),
-    ({"w": 0.5, "schedule": "constant", "rule": "negative"}, "antipode", None)])
-def test_the_paper_s_row_stands_only_beside_its_own_settings(tmp_path, guidance, strategy, row):
-    write_json(tmp_path / "run.json", {"config": {"guidance": guidance, "negatives": {"strategy": strategy}}})
-    assert plot_distributions.kind(tmp_path) == row
-    write_json(tmp_path / "run.json", {"config": {"guidance": guidance, "negatives": {"strategy": strategy}},
-                                       "decides": {"guidance.w": 0.5, "variety.cone": 0.7}})
-    assert plot_distributions.kind(tmp_path) is None
-
-
-@pytest.mark.parametrize("images, row", [("data/lfw/lfw-deepfunneled", "LFW, real"), ("/somewhere/lfw/", "LFW, real"),
-                                         ("data/my-photos", None), ("data/lfw/mine", None)])
-def test_a_run_without_samples_is_lfw_by_the_images_that_were_aligned(tmp_path, images, row):
-    write_json(tmp_path / "aligned" / "align.json", {"format": 2, "decides": {"align.images": images}})
-    assert plot_distributions.kind(tmp_path) == row
-
-
 @pytest.mark.parametrize("text", [None, "[]", '{"format": 2, "decides": {}}', '{"decides'],
                          ids=["none", "list", "empty", "truncated"])
 def test_a_run_whose_alignment_has_no_record_is_refused_in_one_line(settings, lfw, tmp_path, text):
@@ -234,14 +209,6 @@ def test_a_run_whose_alignment_has_no_record_is_refused_in_one_line(settings, lf
         with pytest.raises(UserError, match="run/aligned/align.json: ") as caught:
             run(script, *settings, f"paths.output={tmp_path}", *more)
         assert "\n" not in str(caught.value)
-
-
-def test_runs_that_share_no_identity_have_no_common_picture(tmp_path):
-    folders = []
-    for name in ("a", "b"):
-        write_kept(tmp_path / name / "aligned", {f"person {name}": [tmp_path / "0.png"]})
-        folders.append(tmp_path / name)
-    assert plot_distributions.plot_faces(folders) is None
 
 
 # ---- stage 7 ---------------------------------------------------------------------------------------------------------
@@ -404,21 +371,3 @@ def test_verification_names_what_is_missing(settings, overrides, words):
     with pytest.raises(UserError) as caught:
         run(verify_fr, *settings, *overrides)
     assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("encoded", [
-    b"", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 112 112\n", png(picture(0, 0, 111)), png(picture(0, 0))[:200],
-    b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\xea\x60\0\0\xea\x60\x08\2\0\0\0"],
-    ids=["nothing", "EPS", "another size", "cut", "60,000 x 60,000"])
-def test_an_image_of_a_benchmark_that_is_none_is_refused(encoded):
-    with pytest.raises(UserError, match="verify.bins: an image is damaged or not 112 x 112; "):
-        verify_fr.decode(encoded)
-    np.testing.assert_array_equal(verify_fr.decode(png(picture(0, 0))), picture(0, 0))
-
-
-def test_a_sixth_benchmark_shifts_no_row_of_the_paper(monkeypatch):
-    monkeypatch.setattr(verify_fr, "COLUMNS", ("LFW", "VGG2-FP", *verify_fr.COLUMNS[1:]))
-    header, _, ours, first, *_ = verify_fr.markdown_table(Path("t/backbone.pth"), {"VGG2-FP": 91.0}).splitlines()
-    rows = [dict(zip(header.split(" | "), row.split(" | "), strict=True)) for row in (ours, first)]
-    assert rows[0]["VGG2-FP"] == "91.00" and rows[1]["VGG2-FP"] == ""
-    assert (rows[1]["LFW"], rows[1]["AgeDB-30"], rows[1]["mean"]) == ("98.00", "86.43", "88.20")

@@ -3,6 +3,7 @@
 The protocols of chosen pairs (verification.py) stop at a FAR of 1% or so: 3,000 impostor pairs. All pairs of LFW hold 87
 million (as in BLUFR, Liao et al. 2014), of which the 87,000 most alike decide the threshold at a FAR of 0.1%.
 """
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,6 +77,10 @@ def tar_at_far(embeddings: ArrayLike, labels: Sequence[str] | np.ndarray, replic
                               draw_identities(len(counts), replicates, seed))
         intervals = {far: interval(values) for far, values in zip(tar, rates.T, strict=True) if not np.isinf(values).any()}
     return TarAtFar(genuine_pairs, impostor_pairs, tar, intervals)
+
+
+def tar_name(far: float) -> str:
+    return f"TAR@1e-{round(-math.log10(far))}"
 
 
 def resampled_tar(genuine: _Scores, impostor: _Scores, counts: np.ndarray, far: Sequence[float], draws: np.ndarray

@@ -6,16 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
+from PIL import Image
 from sklearn.metrics import roc_curve
 from sklearn.model_selection import KFold
 from tqdm import tqdm
 
 from utils.evaluation.scores import unit_rows
-from utils.faces.template import ARCFACE, COLLINEAR
+from utils.faces.images import FORMATS
+from utils.faces.template import ARCFACE, COLLINEAR, SIZE
 from utils.runtime import foreign_arrays
-from utils.runtime.errors import UserError
+from utils.runtime.errors import UserError, is_out_of_memory
 from utils.runtime.files import require_file
 
 THRESHOLDS = np.arange(0, 4, 0.01)  # squared Euclidean distances of unit vectors
@@ -59,6 +62,11 @@ def ten_fold(embeddings_a: np.ndarray, embeddings_b: np.ndarray, same: Sequence[
         best = correct[nine].mean(axis=0).argmax()
         accuracies.append(correct[tenth, best].mean())
     return float(np.mean(accuracies)), float(np.std(accuracies))
+
+
+def mirror_sum(both: np.ndarray) -> np.ndarray:
+    """[N, 2 D], embeddings of images and of their mirror images -> their sums [N, D]."""
+    return both[:, : both.shape[1] // 2] + both[:, both.shape[1] // 2 :]
 
 
 def read_lfw_pairs(file: Path | str) -> tuple[list[tuple[str, str]], np.ndarray]:
@@ -126,6 +134,22 @@ def read_bin(file: Path | str) -> tuple[list[bytes], np.ndarray]:
     if not len(same) or len(images) != 2 * len(same):
         raise UserError(f"{path}: holds {len(images)} images for {len(same)} pairs; {fix}")
     return images, same
+
+
+def decode(encoded: bytes) -> np.ndarray:
+    """An encoded benchmark image, uint8 [112, 112, 3] RGB. Raises UserError where it is none.
+
+    OpenCV decodes it, as where the published figures were measured, but Pillow says first what it is and how large.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as header:
+            if header.size != (SIZE, SIZE):
+                raise ValueError(header.size)
+        return cv2.cvtColor(cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    except Exception as error:  # whatever a damaged image makes of a decoder
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f"verify.bins: an image is damaged or not {SIZE} x {SIZE}; download the benchmarks again") from None
 
 
 # ---- IJB-C -----------------------------------------------------------------------------------------------------------

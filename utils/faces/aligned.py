@@ -12,11 +12,12 @@ from utils.faces.template import SIZE
 from utils.runtime.errors import UserError
 from utils.runtime.files import file_digest, require_file, write_csv
 from utils.runtime.foreign_arrays import require_regular
-from utils.runtime.records import note, noted
+from utils.runtime.records import decided, note, noted
 
 LISTS = {"failures": ("identity", "image", "reason"), "sources": ("identity", "image", "sha256")}
 KEPT_COLUMNS = ("identity", "image")
 MOST_LIST = 2**30  # bytes; of 10 million images
+ALIGN_AGAIN = "run align.py with another paths.run, which writes that record too"
 
 Values = Mapping[tuple[str, str], str]  # (identity, image) -> reason, or the digest of what the image was
 
@@ -91,6 +92,11 @@ def read_kept(aligned: Path) -> dict[str, list[Path]]:
         raise UserError(f"{aligned / 'kept.csv'}: no identity had enough faces; lower align.keep_images and run align.py "
                         "again")
     return kept
+
+
+def alignment_setting(aligned: Path, name: str, fix: str = ALIGN_AGAIN) -> str:
+    """What align.<name> was for a folder of aligned faces. Raises UserError where its record does not say."""
+    return decided(places.alignment_record(aligned), (f"align.{name}",), fix)[f"align.{name}"]
 
 
 def _read_rows(file: Path, columns: Sequence[str]) -> list[list[str]]:
