@@ -17,7 +17,9 @@ if __name__ == "__main__":
     from utils.runtime.errors import listen
     listen()  # the imports take seconds
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +27,9 @@ from diffusers.training_utils import EMAModel
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LRScheduler
 
 from config import places
+from config.config import Config
 from config.load import load_config
-from models.published import load_backbone, load_first_stage, require_gradients
+from models.published import frozen, load_backbone, load_first_stage
 from models.published_writer import trained_weights, write_diffusion
 from models.schedule import linear_betas
 from models.sizes import SIZES, unet_settings
@@ -38,8 +41,9 @@ from utils.runtime.errors import UserError, run_script
 from utils.runtime.files import file_digest, write_npz
 from utils.runtime.records import Record
 from utils.training import faces as training_faces
-from utils.training.draws import Draws, drawn_batches
-from utils.training.extras import EXTRAS, Partners, altered, context_scale
+from utils.training.batches import GeneratorBatches
+from utils.training.draws import drawn_batches
+from utils.training.extras import EXTRAS, context_scale
 from utils.training.generator_loss import GeneratorLoss
 from utils.training.loop import Budget, Training
 from utils.training.validation import held_out_scores, plot_curves
@@ -59,20 +63,17 @@ def main() -> None:
                         f"{recipe.batch_size // ranks.world_size * ranks.world_size or ranks.world_size}")
 
     # faces, contexts and latents, computed once; people held out
-    recogniser = require_gradients(load_backbone(config.contexts.recogniser), config.contexts.recogniser)
-    recogniser = recogniser.to(ranks.device, memory_format=torch.channels_last).requires_grad_(False).eval()
+    recogniser = frozen(load_backbone(config.contexts.recogniser), config.contexts.recogniser, ranks.device)
     faces = training_faces.prepare(settings.faces, settings.leave_out, settings.crop == "whole",
                                    config.align.minimum_face / 128, cache, ranks)
-    crops = ranks.main_first(lambda: training_faces.crops(faces, cache, size["image_size"], training_faces.MARGIN))
+    crops = ranks.main_first(lambda: training_faces.crops(faces, cache, size["image_size"], faces.margin))
     contexts = ranks.main_first(lambda: training_faces.face_contexts(
         faces, cache, recogniser, Path(config.contexts.recogniser), ranks.device))
-    first_stage = first_stage_files(folder, config.model.first_stage_encoder, config.model.first_stage_decoder)
-    ranks.print(f"the first stage is {first_stage[0]} and {first_stage[1].name}")
-    autoencoder = load_first_stage(*first_stage).to(ranks.device, memory_format=torch.channels_last).requires_grad_(False)
-    latents = ranks.main_first(lambda: training_faces.face_latents(
-        faces, crops, cache, autoencoder, first_stage[0], ranks.device))
+    encoder, decoder = first_stage_files(folder, config.model.first_stage_encoder, config.model.first_stage_decoder)
+    ranks.print(f"the first stage is {encoder} and {decoder.name}")
+    autoencoder = load_first_stage(encoder, decoder).to(ranks.device, memory_format=torch.channels_last).requires_grad_(False)
+    latents = ranks.main_first(lambda: training_faces.face_latents(faces, crops, cache, autoencoder, encoder, ranks.device))
     rows, _, held_out_identities = training_faces.hold_out(faces, settings.held_out)
-    partners = Partners(faces.labels[rows])
     validation, tests = validation_and_tests(faces.labels, held_out_identities)
 
     # network, its average, optimiser, schedule
@@ -87,19 +88,12 @@ def main() -> None:
     average = EMAModel(unet.parameters(), decay=0.9999, use_ema_warmup=True, power=0.75, foreach=True)
     optimizer, scheduler = optimiser(unet, recipe.learning_rate, "adamw" in use)
     bf16 = distributed.use_bf16(settings.precision, ranks.device)
-    loss = GeneratorLoss(unet, autoencoder, recogniser, betas, use, config.extras.identity, bf16,
-                         0 if settings.crop == "whole" else training_faces.MARGIN).to(ranks.device)
+    loss = GeneratorLoss(unet, autoencoder, recogniser, betas, use, config.extras.identity, bf16, faces.margin).to(ranks.device)
     if settings.compile and ranks.device.type == "cuda":  # on CPUs it was not faster
         loss.compile()
 
     # the run's record, and the state to continue from
-    record = Record(folder / "diffusion.json", {
-        **training_faces.decides(faces, asdict(settings), config.contexts.recogniser),
-        "first stage": list(map(file_digest, first_stage)),
-        "diffusion.batch_size": recipe.batch_size, "diffusion.learning_rate": recipe.learning_rate,
-        "diffusion.start_from": recipe.start_from, "extras.use": {name: EXTRAS[name] for name in sorted(use)}}, "training.name",
-        contents=folder / "diffusion_state.pt",
-        may_change={"training.length": settings.length, "extras.identity": config.extras.identity})
+    record = record_of(config, faces, (encoder, decoder))
     ranks.on_main(lambda: record.begin(config=asdict(config)))
     ranks.on_main(lambda: write_contexts(folder, faces, contexts, rows, tests))
     training = Training("diffusion", folder / "diffusion_state.pt", folder / "diffusion.csv", ranks, budget, optimizer,
@@ -109,24 +103,7 @@ def main() -> None:
     training.restore()
     average.to(ranks.device)
 
-    def to_device(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(ranks.device, non_blocking=True)  # else it waits for the step before
-
-    def batch(draws: Draws, numbers: np.ndarray) -> tuple[torch.Tensor, ...]:
-        """x_0, noise, t, contexts as the network sees them, contexts as they are."""
-        mirrored = (draws.uniform_on_host() < 0.5).astype(int)
-        x_0 = to_device(latents[mirrored, rows[numbers]].astype(np.float32))
-        noise, t = draws.normal(*latent_shape), draws.integers(len(betas))
-        own = to_device(contexts[rows[numbers]])
-        other = to_device(contexts[rows[partners.other(numbers, draws.uniform_on_host())]])
-        x_0, shown = altered(x_0, own, other, use, draws)
-        return x_0.contiguous(memory_format=torch.channels_last), noise, t, shown, own
-
-    def averaged() -> ConditionalUNet:
-        network = ConditionalUNet(**network_settings).to(ranks.device).eval()
-        average.copy_to(network.parameters())
-        network.context_emb.weight.data *= scale  # it was trained on scaled contexts, and takes unit ones from here on
-        return network
+    averaged = partial(averaged_network, average, network_settings, scale, ranks.device)
 
     def validate() -> dict[str, float]:
         model = LatentDiffusion(averaged(), autoencoder, betas, latent_shape, prediction, ranks.device, bf16)
@@ -138,6 +115,7 @@ def main() -> None:
         write_diffusion(folder, network_settings, averaged().state_dict(), betas, size["image_size"], prediction)
 
     unet.train()
+    batch = GeneratorBatches(latents, contexts, rows, faces.labels[rows], use, len(betas), ranks.device)
     training.run(drawn_batches(len(rows), recipe.batch_size, settings.seed, ranks, batch), loss, validate, VALIDATIONS, keep=keep,
                  after_step=lambda: average.step(unet.parameters()))
     ranks.print(f"{folder}: {training.step} steps in {training.seconds / 60:.1f} minutes, best FDR {training.best:.3f} on "
@@ -158,6 +136,26 @@ def optimiser(unet: ConditionalUNet, rate: float, adamw: bool) -> tuple[torch.op
         return torch.optim.AdamW(unet.parameters(), rate, **EXTRAS["adamw"]), None
     adam = torch.optim.Adam(unet.parameters(), rate)
     return adam, CosineAnnealingWarmRestarts(adam, T_0=10_000, T_mult=2)
+
+
+def averaged_network(average: EMAModel, network_settings: dict[str, Any], scale: float, device: torch.device) -> ConditionalUNet:
+    """The averaged network, which takes unit contexts though it was trained on scaled ones."""
+    network = ConditionalUNet(**network_settings).to(device).eval()
+    average.copy_to(network.parameters())
+    network.context_emb.weight.data *= scale
+    return network
+
+
+def record_of(config: Config, faces: training_faces.TrainingFaces, first_stage: tuple[Path, Path]) -> Record:
+    """The record of the training run: what decides it, and what may change on continuing."""
+    folder, recipe, extras = places.training_folder(config), config.diffusion, config.extras
+    return Record(folder / "diffusion.json", {
+        **training_faces.decides(faces, asdict(config.training), config.contexts.recogniser),
+        "first stage": list(map(file_digest, first_stage)),
+        **{f"diffusion.{name}": getattr(recipe, name) for name in ("batch_size", "learning_rate", "start_from")},
+        "extras.use": {name: EXTRAS[name] for name in sorted(extras.use)}}, "training.name",
+        contents=folder / "diffusion_state.pt",
+        may_change={"training.length": config.training.length, "extras.identity": extras.identity})
 
 
 def first_stage_files(folder: Path, encoder: str, decoder: str) -> tuple[Path, Path]:

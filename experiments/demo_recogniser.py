@@ -22,7 +22,7 @@ from models.backbones import MobileFaceNet
 from models.published import load_backbone
 from utils.evaluation.scores import metrics, score_distributions
 from utils.faces.template import SIZE
-from utils.recognition.augmentation import normalise
+from utils.recognition.augmentation import network_input
 from utils.runtime import ranks as distributed
 from utils.runtime.errors import run_script
 from utils.runtime.files import write_safetensors
@@ -72,7 +72,7 @@ def main() -> None:
     training.restore()
 
     def images_of(numbers: np.ndarray) -> torch.Tensor:
-        return normalise(torch.from_numpy(crops[numbers]).to(device).permute(0, 3, 1, 2))
+        return network_input(crops[numbers], device)
 
     def batch(draws: Draws, numbers: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         student.train()

@@ -11,7 +11,6 @@ Writes  <output>/reconstruction/<encoder's folder>.png: faces, above their recon
 No generator behind it can be better than this. The line without the codebook says what its number of codes costs; those of linear
 maps that keep as many numbers (principal components of blocks) say what the size of the latents would allow at least.
 """
-import numpy as np
 import torch
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -21,7 +20,7 @@ from config.load import load_config
 from models.published import load_backbone, load_first_stage
 from models.sizes import SIZES
 from utils.evaluation.reconstruction import reconstruction_errors
-from utils.recognition.augmentation import normalise
+from utils.recognition.augmentation import network_input
 from utils.runtime import ranks as distributed
 from utils.runtime.errors import run_script
 from utils.runtime.figures import contact_sheet
@@ -39,26 +38,25 @@ def main() -> None:
     recogniser = load_backbone(config.scores.recogniser).to(ranks.device)
     whole, size = settings.crop == "whole", SIZES[settings.size]["image_size"]
     faces = training_faces.prepare(settings.faces, settings.leave_out, whole, config.align.minimum_face / 128, cache, ranks)
-    crops = training_faces.crops(faces, cache, size, training_faces.MARGIN)
+    margin, crops = faces.margin, training_faces.crops(faces, cache, size, faces.margin)
     rows, held_out, _ = training_faces.hold_out(faces, settings.held_out)
-    chosen = held_out[np.linspace(0, len(held_out) - 1, min(FACES, len(held_out)), dtype=int)]
-    images = normalise(torch.from_numpy(crops[chosen]).permute(0, 3, 1, 2))
+    chosen = training_faces.some(held_out, FACES)
+    images = network_input(crops[chosen], "cpu")
 
     decoded = {"with the codebook": [], "without": []}
     for part in tqdm(images.split(BATCH), desc="encode and decode", unit="batch"):
         latents = autoencoder.encode(part.to(ranks.device))
         decoded["with the codebook"].append(autoencoder.decode(latents).cpu())
-        decoded["without"].append(autoencoder.vq.decode(latents, force_not_quantize=True).sample.cpu())
+        decoded["without"].append(autoencoder.decode(latents, quantised=False).cpu())
     decoded = {name: torch.cat(parts).clamp(-1, 1) for name, parts in decoded.items()}
 
-    fitted_to = crops[rows[np.linspace(0, len(rows) - 1, min(LINEAR_FACES, len(rows)), dtype=int)]]
+    fitted_to = network_input(crops[training_faces.some(rows, LINEAR_FACES)], "cpu")
     numbers = latents.shape[1] * latents.shape[2] ** 2 / images.shape[2] ** 2  # of a pixel
     for block in LINEAR_BLOCKS:
-        decoded[f"linear, blocks of {block} px"] = linear_map(normalise(torch.from_numpy(fitted_to).permute(0, 3, 1, 2)), images,
-                                                              block, round(numbers * block**2)).clamp(-1, 1)
+        decoded[f"linear, blocks of {block} px"] = linear_map(fitted_to, images, block, round(numbers * block**2)).clamp(-1, 1)
 
     def embeddings_of(faces: torch.Tensor) -> torch.Tensor:
-        canvas = (training_faces.of_canvas(part, 0 if whole else training_faces.MARGIN) for part in faces.split(BATCH))
+        canvas = (training_faces.of_canvas(part, margin) for part in faces.split(BATCH))
         return torch.cat([recogniser(part.to(ranks.device)).float().cpu() for part in canvas])
 
     before = embeddings_of(images)

@@ -37,7 +37,7 @@ from utils.runtime.errors import UserError, run_script
 from utils.runtime.files import write_csv, write_text
 from utils.runtime.records import decided
 from utils.training import faces as training_faces
-from utils.training.faces import TrainingFaces
+from utils.training.faces import TrainingFaces, some
 
 FMR = 3e-5  # of an image and the mean of another person's images, among the people of the test set
 CUT = 0.1  # part of a crop
@@ -89,9 +89,9 @@ def main() -> None:
         def read(row: int) -> np.ndarray:
             return warp(read_image(faces.files[row]), faces.landmarks[row], ARCFACE)
 
-        labelled = some([row for row, file in enumerate(faces.files) if str(file.with_suffix("")) in labels])
+        labelled = some(np.array([row for row, file in enumerate(faces.files) if str(file.with_suffix("")) in labels]), DESCRIBED)
         own = [labels[str(faces.files[row].with_suffix(""))] for row in labelled]
-        parts = {source: described(some(np.flatnonzero(np.isin(faces.labels, used[sources[used] == source]))), read)
+        parts = {source: described(some(np.flatnonzero(np.isin(faces.labels, used[sources[used] == source])), DESCRIBED), read)
                  for source in whole}
         if config.scores.overlay:
             parts |= {str(run.relative_to(config.paths.output)): described(aligned_files(run), read_aligned)
@@ -142,11 +142,6 @@ def are_cut(faces: TrainingFaces) -> np.ndarray:
             return training_faces.part_outside(landmarks, image.height, image.width, training_faces.MARGIN)
 
     return np.array([outside(*face) for face in zip(faces.files, faces.landmarks, strict=True)]) > CUT
-
-
-def some(items: Sequence) -> np.ndarray:
-    """DESCRIBED of them at the most, evenly spread."""
-    return np.array(items)[np.linspace(0, len(items) - 1, min(DESCRIBED, len(items)), dtype=int)]
 
 
 def middle(face: np.ndarray) -> np.ndarray:

@@ -58,9 +58,13 @@ class Autoencoder(nn.Module):
         """Images [B, 3, H, W] in [-1, 1] -> latents [B, C, H / factor, W / factor], not quantised."""
         return self.vq.encode(images).latents
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B, C, h, w] -> images [B, 3, factor * h, factor * w], in about [-1, 1] (not clipped)."""
-        return self.vq.decode(self.quantize(latents), force_not_quantize=True).sample
+    def decode(self, latents: Tensor, quantised: bool = True) -> Tensor:
+        """Latents [B, C, h, w] -> images [B, 3, factor * h, factor * w], in about [-1, 1] (not clipped).
+
+        Args:
+            quantised: by the codes nearest to the latents; else as they are.
+        """
+        return self.vq.decode(self.quantize(latents) if quantised else latents, force_not_quantize=True).sample
 
     def quantize(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] -> the nearest code at each position, [B, C, h, w]; NaN where a latent is not finite."""

@@ -201,12 +201,16 @@ def load_backbone(file: Path | str, setting: str = "contexts.recogniser") -> nn.
         raise UserError(f"{file}: {error}; choose the weights of a supported recogniser") from None
 
 
-def require_gradients(backbone: nn.Module, file: Path | str) -> nn.Module:
-    """The backbone. Raises UserError where it gives no gradients, as those in ncnn's format do not."""
+def frozen(backbone: nn.Module, file: Path | str, device: torch.device) -> nn.Module:
+    """The backbone on a device, to train other networks through: its own weights stay.
+
+    Raises:
+        UserError: it gives no gradients, as those in ncnn's format do not.
+    """
     if not hasattr(backbone, "with_early_features"):
         raise UserError(f"{file}: training needs gradients through the recogniser, which ncnn does not give; set "
                         "contexts.recogniser to weights in another format")
-    return backbone
+    return backbone.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
 
 
 def backbone_digest(file: Path | str) -> str:

@@ -16,14 +16,7 @@ from safetensors.torch import save_file
 
 from models import context_files, ncnn_backbone, random_weights
 from models.backbones import MobileFaceNet
-from models.published import (
-    backbone_digest,
-    load_backbone,
-    load_contexts,
-    load_diffusion,
-    load_first_stage,
-    require_gradients,
-)
+from models.published import backbone_digest, frozen, load_backbone, load_contexts, load_diffusion, load_first_stage
 from models.random_weights import DECODER_FILE, ENCODER_FILE
 from models.schedule import linear_betas
 from utils.diffusion.solvers import sample
@@ -334,10 +327,10 @@ def test_an_ncnn_recogniser_is_shown_what_it_was_made_for(ncnn_file):
 
 
 def test_training_is_refused_a_recogniser_without_gradients(ncnn_file):
-    message = fault(require_gradients, load_backbone(ncnn_file), ncnn_file)
+    message = fault(frozen, load_backbone(ncnn_file), ncnn_file, torch.device("cpu"))
     assert message.startswith(f"{ncnn_file}: ") and "set contexts.recogniser" in message
-    network = MobileFaceNet()
-    assert require_gradients(network, "net.pth") is network
+    network = frozen(MobileFaceNet(), "net.pth", torch.device("cpu"))
+    assert not network.training and not any(weight.requires_grad for weight in network.parameters())
 
 
 def test_the_digest_of_a_recogniser_is_that_of_all_its_files(ncnn_file, tmp_path):

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 import train_autoencoder
 import train_diffusion
-from models.autoencoder import Autoencoder
 from models.published import load_diffusion, load_first_stage
 from models.published_writer import trained_weights
 from models.sizes import SIZES
@@ -24,7 +23,6 @@ from tests.running import killed_at as killed
 from tests.tiny_generator import TINY, shrink
 from utils.identities import contexts
 from utils.runtime.errors import UserError
-from utils.runtime.ranks import Ranks
 from utils.training import extras, loop
 
 ROOT = Path(__file__).parents[2]
@@ -287,24 +285,3 @@ def test_the_record_keeps_the_latest_identity_weight(output, faces, tmp_path, mo
     monkeypatch.setitem(extras.EXTRAS["noise"], "latents", 0.5)
     with pytest.raises(UserError, match="was made with extras.use = .*set training.name to another name"):
         run("diffusion", monkeypatch, faces, copy, **{"training.length": "4steps"})
-
-
-def test_normalising_latents_leaves_the_pictures_as_they_were():
-    torch.manual_seed(0)
-    autoencoder = Autoencoder((32, 32), 1, 3, 3, 16).eval()
-    autoencoder.vq.quant_conv.weight.data *= 7
-    autoencoder.vq.quant_conv.bias.data += 5
-    crops = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3)).astype(np.uint8)
-
-    def images(numbers: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(crops[numbers]).permute(0, 3, 1, 2) / 127.5 - 1
-
-    with torch.no_grad():
-        before = train_autoencoder.reconstruct(autoencoder, images(np.arange(20)), quantised=False)
-        train_autoencoder.quantise(autoencoder, crops, np.arange(20), images, Ranks(0, 1, torch.device("cpu")), 0)
-        after = train_autoencoder.reconstruct(autoencoder, images(np.arange(20)), quantised=False)
-        latents = autoencoder.encode(images(np.arange(20)))
-    torch.testing.assert_close(after, before, rtol=0, atol=1e-4)
-    torch.testing.assert_close(latents.mean(dim=(0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-4)
-    torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.ones(3), rtol=0, atol=1e-3)
-    assert not any(weight.requires_grad for weight in autoencoder.vq.encoder.parameters())

@@ -1,5 +1,4 @@
 """The first stage's losses, written out on an autoencoder of a few numbers."""
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,14 +25,13 @@ class TinyAutoencoder(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.encode, self.decoder = nn.Conv2d(3, 2, 1), nn.Conv2d(2, 3, 1)
-        self.vq = SimpleNamespace(decode=self.decode)
 
     def quantize(self, latents: torch.Tensor) -> torch.Tensor:
         return (2 * latents).round().detach() / 2
 
-    def decode(self, latents: torch.Tensor, force_not_quantize: bool) -> SimpleNamespace:
-        assert force_not_quantize  # it was quantised, or must not be
-        return SimpleNamespace(sample=self.decoder(latents))
+    def decode(self, latents: torch.Tensor, quantised: bool) -> torch.Tensor:
+        assert not quantised  # they were, or must not be
+        return self.decoder(latents)
 
 
 def judge(images: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:

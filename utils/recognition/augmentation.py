@@ -9,6 +9,7 @@ magnitude are one call.
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms import functional as TF
@@ -42,6 +43,12 @@ OPERATIONS: dict[str, tuple[Callable[[int], float], bool, Callable[[Tensor, floa
 def normalise(images: Tensor) -> Tensor:
     """Grey levels 0..255 of any type -> float32 in [-1, 1]: (x / 255 - 0.5) / 0.5."""
     return images.float() / 127.5 - 1
+
+
+def network_input(images: np.ndarray, device: torch.device | str) -> Tensor:
+    """Images [B, H, W, 3] uint8 RGB -> [B, 3, H, W] float32 in [-1, 1] on a device, channels last."""
+    shown = torch.from_numpy(images).to(device, non_blocking=True).permute(0, 3, 1, 2)
+    return normalise(shown).contiguous(memory_format=torch.channels_last)
 
 
 def augment(images: Tensor, image_numbers: Tensor, seed: int, epoch: int, kind: str) -> Tensor:

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from utils.runtime.errors import UserError
 from utils.runtime.files import atomic_write, write_npz, write_text
@@ -95,6 +96,14 @@ def open_probabilities(file: Path, epochs: int, images: int, done: int) -> np.nd
         with atomic_write(file) as temporary, open(temporary, "wb") as array:
             np.save(array, rows, allow_pickle=False)
     return np.load(file, allow_pickle=False, mmap_mode="r+")
+
+
+def write_epoch(probabilities: np.ndarray, epoch: int, probability: torch.Tensor, dropped: np.ndarray) -> None:
+    """Take an epoch's probability of each image [N] over, but of those that were dropped, and set it to zero for the next."""
+    probabilities[epoch] = probability.cpu()
+    probabilities[epoch, dropped] = np.nan
+    probabilities.flush()
+    probability.zero_()
 
 
 def write_dynunc(folder: Path, probabilities: np.ndarray, paths: np.ndarray) -> list[Path]:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from utils.faces.aligned import read_aligned
 from utils.faces.images import read_image
 from utils.faces.template import ARCFACE, SIZE, TEMPLATES
-from utils.recognition.augmentation import normalise
+from utils.recognition.augmentation import network_input
 from utils.runtime.progress import StageBar
 
 BATCH = {"cuda": 256, "cpu": 16}  # with more on a CPU, activations pass glibc's 32 MB, beyond which all memory is fetched anew
@@ -58,8 +58,7 @@ def embed(backbone: torch.nn.Module, faces: Sequence, device: torch.device, temp
         waiting = load(0)
         for start in range(0, len(faces), batch_size):
             images, waiting = [future.result() for future in waiting], load(start + batch_size)
-            batch = torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2)
-            batch = moved_right(normalise(batch).contiguous(memory_format=torch.channels_last), shift)
+            batch = moved_right(network_input(np.stack(images), device), shift)
             sides = [batch, batch.flip(3)] if mirror else [batch]  # moved before: a mirrored face would have to go left
             rows = torch.cat([backbone(side) for side in sides], dim=1).float().cpu().numpy()
             if embeddings is None:

@@ -39,7 +39,7 @@ class DecodingLoss(nn.Module):
     def _difference(self, latents: Tensor, images: Tensor) -> Tensor:
         judged = len(images) // 2  # half of them, since judging takes longer than decoding
         with self._autocast(images):
-            decoded = self.autoencoder.vq.decode(latents, force_not_quantize=True).sample
+            decoded = self.autoencoder.decode(latents, quantised=False)
             with torch.no_grad():
                 features, embeddings = self.judge(images[:judged])
             decoded_features, decoded_embeddings = self.judge(decoded[:judged])

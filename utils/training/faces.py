@@ -32,7 +32,7 @@ from utils.faces.held_out import held_out
 from utils.faces.images import read_image
 from utils.faces.template import ARCFACE, SIZE, TEMPLATES, similarity_transform, warp
 from utils.identities.contexts import normalise as unit
-from utils.recognition.augmentation import normalise
+from utils.recognition.augmentation import network_input
 from utils.recognition.embedding import embed, read_unaligned
 from utils.runtime.errors import UserError
 from utils.runtime.files import atomic_write, file_digest, read_names, read_npz, text_digest, write_npz
@@ -68,6 +68,11 @@ class TrainingFaces:
     landmarks: np.ndarray | None
     digest: str
     left_out: Collection[str] = ()
+
+    @property
+    def margin(self) -> int:
+        """What crops show around the recognisers' canvas, px of 112; recognisers see whole images as they are."""
+        return 0 if self.landmarks is None else MARGIN
 
 
 def prepare(roots: Sequence[str], leave_out: str, whole: bool, minimum_face: float, cache: Path, ranks: Ranks) -> TrainingFaces:
@@ -119,6 +124,11 @@ def hold_out(faces: TrainingFaces, names: str) -> tuple[np.ndarray, np.ndarray, 
         chosen = held_out(used, len(used), HELD_OUT_PART, MOST_HELD_OUT)
     return (np.flatnonzero(np.isin(faces.labels, used) & ~np.isin(faces.labels, chosen)),
             np.flatnonzero(np.isin(faces.labels, chosen)), chosen)
+
+
+def some(rows: np.ndarray, most: int) -> np.ndarray:
+    """`most` of the rows at the most, evenly spread from the first to the last."""
+    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows)), dtype=int)]
 
 
 def decides(faces: TrainingFaces, settings: Mapping[str, Any], recogniser_file: str) -> dict[str, Any]:
@@ -233,14 +243,13 @@ def part_outside(landmarks: np.ndarray, height: int, width: int, margin: int) ->
     return 1 - float(cv2.warpAffine(np.ones((height, width), np.float32), M, (canvas, canvas)).mean())
 
 
-def of_canvas(crops: torch.Tensor, margin: int | None) -> torch.Tensor:
+def of_canvas(crops: torch.Tensor, margin: int) -> torch.Tensor:
     """The recognisers' canvas out of crops: [B, 3, S, S] in [-1, 1] -> [B, 3, 112, 112], differentiable.
 
     Args:
-        margin: of the crops (see `crop`); None: the crops are whole images, which recognisers see as they are.
+        margin: of the crops (see `crop`).
     """
-    size, margin = crops.shape[-1], margin or 0
-    canvas = SIZE + 2 * margin
+    size, canvas = crops.shape[-1], SIZE + 2 * margin
     scaled = torch.nn.functional.interpolate(crops, (canvas, canvas), mode="bilinear", align_corners=False,
                                              antialias=size > canvas)
     return scaled[..., margin : canvas - margin, margin : canvas - margin]
@@ -297,8 +306,7 @@ def face_latents(faces: TrainingFaces, crops: np.ndarray, cache: Path, autoencod
         shape = (2, len(crops), autoencoder.vq.quant_conv.out_channels, size, size)
         array = open_array(temporary, np.float16, shape)
         for start in tqdm(range(0, len(crops), 64), desc="encode", unit="batch"):
-            images = torch.from_numpy(np.array(crops[start : start + 64])).to(device).permute(0, 3, 1, 2)
-            images = normalise(images).contiguous(memory_format=torch.channels_last)
+            images = network_input(np.array(crops[start : start + 64]), device)
             for side, shown in enumerate((images, images.flip(3))):
                 array[side, start : start + 64] = autoencoder.encode(shown).float().cpu().numpy()
         array.flush()

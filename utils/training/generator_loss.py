@@ -46,7 +46,7 @@ class GeneratorLoss(nn.Module):
     def embeddings_of(self, x_0: torch.Tensor) -> torch.Tensor:
         # on CPUs these two are no faster in bfloat16
         with torch.autocast(x_0.device.type, torch.bfloat16, enabled=self.bf16 and x_0.device.type != "cpu"):
-            return self.embeddings_of_images(self.autoencoder.vq.decode(x_0, force_not_quantize=True).sample)
+            return self.embeddings_of_images(self.autoencoder.decode(x_0, quantised=False))
 
     def embeddings_of_images(self, images: torch.Tensor) -> torch.Tensor:
         return self.recogniser(of_canvas(images, self.margin))

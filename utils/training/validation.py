@@ -1,25 +1,29 @@
-"""How good a generator in training is: images of held-out people, w = 0, scored by the recogniser of the contexts."""
-from collections.abc import Callable, Mapping, Sequence
+"""How good a generator and a first stage in training are, by held-out people and the recogniser of the contexts."""
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from torch.nn import functional as F
 
+from models.autoencoder import Autoencoder
 from utils.diffusion.guidance import unguided
 from utils.diffusion.latent_diffusion import LatentDiffusion, to_uint8
 from utils.diffusion.noise import gaussian
+from utils.evaluation.reconstruction import reconstruction_errors
 from utils.evaluation.scores import metrics, score_distributions
 from utils.runtime.figures import contact_sheet, save_figure
 
 IMAGES, SOLVER, STEPS, BATCH = 4, "dpm++", 15, 64
 SHEET = (8, 4)
+RECONSTRUCTED = 12  # faces on the sheet of the first stage
 
 
 def held_out_scores(model: LatentDiffusion, contexts: np.ndarray, embeddings_of: Callable[[torch.Tensor], torch.Tensor],
                     seed: int, sheet: Path) -> dict[str, float]:
-    """FDR, genuine and impostor mean of some images of each person.
+    """FDR, genuine and impostor mean of some images of each person, drawn with w = 0.
 
     Args:
         contexts: [N, D] float32, of the held-out people.
@@ -39,6 +43,29 @@ def held_out_scores(model: LatentDiffusion, contexts: np.ndarray, embeddings_of:
     pixels = to_uint8(torch.cat(images)).cpu().numpy()
     contact_sheet(pixels.reshape(len(contexts), IMAGES, *pixels.shape[1:])[: SHEET[0], : SHEET[1]], sheet)
     return {"fdr": found["fdr"], "genuine": found["genuine_mean"], "impostor": found["impostor_mean"]}
+
+
+@torch.no_grad()
+def reconstruction_scores(autoencoder: Autoencoder, batches: Iterable[torch.Tensor], embeddings_of: Callable[[torch.Tensor],
+                          torch.Tensor], quantised: bool, bf16: bool, sheet: Path) -> dict[str, float]:
+    """The pixels' mean absolute difference (of 2), the mean cosine of embeddings, and reconstruction_errors.
+
+    Args:
+        batches: images [B, 3, H, W] in [-1, 1].
+        embeddings_of: such images -> embeddings [B, D].
+        quantised: decode the nearest codes; else the latents themselves.
+        sheet: where some of the images go, above their reconstructions.
+    """
+    reconstructions, cosines = [], []
+    for images in batches:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            decoded = autoencoder.decode(autoencoder.encode(images).float(), quantised).clamp(-1, 1)
+            reconstructions.append((images.cpu(), decoded.float().cpu()))
+            cosines.append(F.cosine_similarity(embeddings_of(images), embeddings_of(decoded)))
+    images, decoded = (torch.cat(parts) for parts in zip(*reconstructions, strict=True))
+    contact_sheet([to_uint8(row[:RECONSTRUCTED]).numpy() for row in (images, decoded)], sheet)
+    error = (decoded - images).abs().mean().item()
+    return {"pixel_error": error, "cosine": torch.cat(cosines).mean().item(), **reconstruction_errors(images, decoded)}
 
 
 def plot_curves(log: Sequence[Mapping[str, float | None]], file: Path) -> None:
