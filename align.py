@@ -21,32 +21,29 @@ if __name__ == "__main__":
     from utils.runtime.errors import listen
     listen()  # the imports take seconds
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from config import places
 from config.config import Config
 from config.load import load_config
-from utils.faces.aligned import keep, merge, read_list, write_kept, write_list, write_lists
+from utils.faces.aligned import image_key, keep, merge, output_files, read_list, write_kept, write_list, write_lists
 from utils.faces.dataset_card import write_cards
 from utils.faces.detection import DETECTOR, FaceBatches, in_processes
 from utils.faces.folders import contents, identity_folders, other_files
-from utils.faces.image_writer import ImageWriter, is_complete_png, png_size
+from utils.faces.image_writer import ImageWriter, is_complete_png, png_size, require_complete
 from utils.faces.template import SIZE, TEMPLATES, warp
 from utils.identities import contexts as identity_contexts
+from utils.recognition.band import Band, faces_in_band
 from utils.runtime import ranks as distributed
 from utils.runtime.errors import UserError, run_script
-from utils.runtime.files import require_file, write_csv
+from utils.runtime.files import require_file
 from utils.runtime.progress import StageBar, announce
 from utils.runtime.records import Record, decided
-
-if TYPE_CHECKING:
-    from utils.recognition.band import Band
 
 BATCH = 64  # images detected together
 SAVE_SECONDS = 10  # between two writings of the failures
@@ -75,11 +72,9 @@ def main() -> None:
     # last bit whatever was done before
     images = list(outputs)
     batches = ranks.shard([images[start : start + BATCH] for start in range(0, len(images), BATCH)])
-    failed, sources = (read_list(aligned / f"{name}.csv", name) for name in ("failures", "sources"))
     mine = [image for batch in batches for image in batch]
     digests = dict(zip(mine, contents(mine), strict=True))
-    left = {image for image in mine if sources.get(image_key(image)) != digests[image]
-            or (image_key(image) in failed) is is_complete_png(outputs[image])}  # neither, or both: the list was altered
+    left = left_to_align(digests, outputs, aligned)
     ranks.print(f"{aligned}: {len(left)} of this process's {len(mine)} images are left to align")
     batches = [batch for batch in batches if not left.isdisjoint(batch)]
     ranks.barrier()  # all have read the lists
@@ -106,9 +101,7 @@ def main() -> None:
                 saved = time.monotonic()
             progress.update(len(batch))
             progress.set_postfix(failed=len(failed))
-    if lost := [outputs[image] for image in left if image_key(image) not in failed and not is_complete_png(outputs[image])]:
-        raise UserError(f"{lost[0]}: is not there though it was written ({len(lost)} faces are missing): something else removes "
-                        f"files from {aligned}; stop that, and run the same command again")
+    require_complete([outputs[image] for image in left if image_key(image) not in failed], aligned, "written", "faces")
     write_lists(aligned, failed, done, ranks.rank)
     ranks.barrier()
 
@@ -116,7 +109,8 @@ def main() -> None:
     if ranks.is_main:
         failed, _ = merge(aligned, keys)
         write_list(aligned, "failures", failed | {image_key(file): "is no image by its name" for file in others})
-        remove_faces_without_source(aligned, outputs.values())
+        for face in set(aligned.glob("*/*.png")).difference(outputs.values()):
+            face.unlink()  # its image is gone
         faces = {identity: [outputs[image] for image in images if image_key(image) not in failed]
                  for identity, images in folders.items()}
         every = {identity: [outputs[image] for image in images] for identity, images in folders.items()}
@@ -124,15 +118,20 @@ def main() -> None:
         kept = keep(eligible, settings.keep_identities, settings.keep_images)
         write_kept(aligned, kept)
         write_cards(run)
-        print(closing_line(aligned, faces, len(outputs), eligible, kept, settings.keep_images)
-              + (f"; {len(others)} other files are no images by their names" if others else ""))
+        print(closing_line(aligned, faces, len(outputs), eligible, kept, settings.keep_images, len(others)))
     ranks.close()
 
 
-def read_band(config: Config, folders: Mapping[str, Sequence[Path]], device: torch.device) -> "Band":
+def left_to_align(digests: Mapping[Path, str], outputs: Mapping[Path, Path], aligned: Path) -> set[Path]:
+    """Those of the images (and digests of them) that have neither a face nor a reason, or are others than they were."""
+    failed, sources = (read_list(aligned / f"{name}.csv", name) for name in ("failures", "sources"))
+    return {image for image, digest in digests.items() if sources.get(image_key(image)) != digest
+            or (image_key(image) in failed) is is_complete_png(outputs[image])}  # or have both: the list was altered
+
+
+def read_band(config: Config, folders: Mapping[str, Sequence[Path]], device: torch.device) -> Band:
     """The band filter of the settings. Raises UserError where the contexts or their recogniser are missing, or are others."""
     from models.published import backbone_digest, load_backbone
-    from utils.recognition.band import Band
     from utils.recognition.embedding import embed
 
     settings, file, run = config.align, places.contexts_file(config), places.run_folder(config)
@@ -153,51 +152,14 @@ def read_band(config: Config, folders: Mapping[str, Sequence[Path]], device: tor
                 {"contexts": content, "contexts.recogniser": digest, "align.template": settings.template})
 
 
-def faces_in_band(band: "Band | None", aligned: Path, every: Mapping[str, Sequence[Path]], faces: Mapping[str, Sequence[Path]],
-                  keep_images: int) -> Mapping[str, Sequence[Path]]:
-    """The faces that lie in the band, if there is one; the others are listed. `every`: that of every image, found or not."""
-    found, file = sum(map(len, faces.values())), places.outside_band(aligned)
-    file.unlink(missing_ok=True)  # of another band
-    if band is None:
-        return faces
-    outside = band.outside(every, faces, places.cosines(aligned), keep_images or -(-found // len(faces)))
-    write_csv(file, ("identity", "image", "reason"), sorted((*image_key(face), reason) for face, reason in outside.items()))
-    above = sum(" above " in reason for reason in outside.values())
-    print(f"{file}: {len(outside)} of {found} faces lie outside the band, {len(outside) - above} below and {above} above")
-    return {identity: [face for face in files if face not in outside] for identity, files in faces.items()}
-
-
-def image_key(image: Path) -> tuple[str, str]:
-    """How failures.csv names an image: identity and file name."""
-    return image.parent.name, image.name
-
-
-def remove_faces_without_source(aligned: Path, outputs: Iterable[Path]) -> None:
-    """Remove the faces of images that are gone."""
-    for face in set(aligned.glob("*/*.png")).difference(outputs):
-        face.unlink()
-
-
-def output_files(folders: Mapping[str, Sequence[Path]], aligned: Path) -> dict[Path, Path]:
-    """Each image's aligned face. Raises UserError where two images would be one face."""
-    outputs = {}
-    for identity, images in folders.items():
-        sources = {}
-        for image in images:
-            other = sources.setdefault(image.stem, image)
-            if other is not image:
-                raise UserError(f"{image}: would be aligned to the same file as {other.name}; rename one of them")
-            outputs[image] = aligned / identity / f"{image.stem}.png"
-    return outputs
-
-
 def closing_line(aligned: Path, faces: Mapping[str, Sequence[Path]], images: int, eligible: Mapping[str, Sequence[Path]],
-                 kept: Mapping[str, Sequence[Path]], keep_images: int) -> str:
+                 kept: Mapping[str, Sequence[Path]], keep_images: int, others: int) -> str:
     found = sum(map(len, faces.values()))
     enough = sum(len(files) >= max(keep_images, 1) for files in eligible.values())
     return (f"{aligned}: {found} of {images} faces aligned ({found / images:.2%}), {images - found} failed, see "
             f"failures.csv; {enough} of {len(faces)} identities have {max(keep_images, 1)} or more faces, "
-            f"{len(kept)} of them are kept, see kept.csv")
+            f"{len(kept)} of them are kept, see kept.csv"
+            + (f"; {others} other files are no images by their names" if others else ""))
 
 
 if __name__ == "__main__":

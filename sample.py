@@ -34,7 +34,7 @@ from utils.diffusion.annealing import annealed
 from utils.diffusion.latent_diffusion import LatentDiffusion, to_uint8
 from utils.diffusion.noise import ANNEALING, CONE, DIRECTION, W, gaussian, uniform
 from utils.faces.dataset_card import write_cards
-from utils.faces.image_writer import ImageWriter, is_complete_png, png_size
+from utils.faces.image_writer import ImageWriter, is_complete_png, png_size, require_complete
 from utils.identities import contexts as identity_contexts
 from utils.identities import negatives as negative_contexts
 from utils.identities.negatives import STRATEGIES
@@ -85,9 +85,7 @@ def main() -> None:
                     writer.write(files[image], pixels)
             progress.update(len(left.intersection(batch)))
     ranks.barrier()
-    if lost := [files[image] for image in left if not is_complete_png(files[image])]:
-        raise UserError(f"{lost[0]}: is not there though it was drawn ({len(lost)} images are missing): something else removes "
-                        f"files from {run}; stop that, and run the same command again")
+    require_complete([files[image] for image in left], run, "drawn", "images")
 
     if ranks.is_main:
         rows = [[sampler.file(run, (i, k)) for k in range(min(SHEET_COLUMNS, sampling.images_per_identity))]

@@ -22,6 +22,24 @@ ALIGN_AGAIN = "run align.py with another paths.run, which writes that record too
 Values = Mapping[tuple[str, str], str]  # (identity, image) -> reason, or the digest of what the image was
 
 
+def image_key(image: Path) -> tuple[str, str]:
+    """How failures.csv names an image: identity and file name."""
+    return image.parent.name, image.name
+
+
+def output_files(folders: Mapping[str, Sequence[Path]], aligned: Path) -> dict[Path, Path]:
+    """Each image's aligned face. Raises UserError where two images would be one face."""
+    outputs = {}
+    for identity, images in folders.items():
+        sources = {}
+        for image in images:
+            other = sources.setdefault(image.stem, image)
+            if other is not image:
+                raise UserError(f"{image}: would be aligned to the same file as {other.name}; rename one of them")
+            outputs[image] = aligned / identity / f"{image.stem}.png"
+    return outputs
+
+
 def write_list(folder: Path, name: str, values: Values, rank: int | None = None) -> None:
     """Write <name>.csv, one of LISTS, or what one process has to say, for merge."""
     file = folder / (f"{name}.csv" if rank is None else f"{name}.rank{rank}.csv")

@@ -2,6 +2,7 @@
 import io
 import zlib
 from collections import deque
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from utils.faces.images import MOST_BYTES
+from utils.runtime.errors import UserError
 from utils.runtime.files import write_bytes
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -26,6 +28,13 @@ def is_complete_png(file: Path) -> bool:
         return file.is_file() and file.stat().st_size <= MOST_BYTES and _is_whole(file.read_bytes())
     except OSError:
         return False
+
+
+def require_complete(files: Iterable[Path], folder: Path, made: str, what: str) -> None:
+    """Raises UserError where a file that was made is not whole, or not there; `made`, `what`: words for the line."""
+    if lost := [file for file in files if not is_complete_png(file)]:
+        raise UserError(f"{lost[0]}: is not there though it was {made} ({len(lost)} {what} are missing): something else removes "
+                        f"files from {folder}; stop that, and run the same command again")
 
 
 def _is_whole(png: bytes) -> bool:

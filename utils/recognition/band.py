@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from config import places
+from utils.faces.aligned import image_key
 from utils.faces.folders import listing
 from utils.identities.contexts import normalise
 from utils.runtime.errors import UserError
-from utils.runtime.files import read_npz, write_npz
+from utils.runtime.files import read_npz, write_csv, write_npz
 from utils.runtime.records import Record
 
 FIRST = 500  # images by which it is estimated how many lie in the band
@@ -77,6 +79,20 @@ class Band:
         if self.lowest <= cosine <= self.highest:
             return None
         return f"cosine {cosine:.4f} is " + (f"above {self.highest:g}" if cosine > self.highest else f"below {self.lowest:g}")
+
+
+def faces_in_band(band: Band | None, aligned: Path, every: Mapping[str, Sequence[Path]], faces: Mapping[str, Sequence[Path]],
+                  keep_images: int) -> Mapping[str, Sequence[Path]]:
+    """The faces that lie in the band, if there is one; the others are listed. `every`: that of every image, found or not."""
+    found, file = sum(map(len, faces.values())), places.outside_band(aligned)
+    file.unlink(missing_ok=True)  # of another band
+    if band is None:
+        return faces
+    outside = band.outside(every, faces, places.cosines(aligned), keep_images or -(-found // len(faces)))
+    write_csv(file, ("identity", "image", "reason"), sorted((*image_key(face), reason) for face, reason in outside.items()))
+    above = sum(" above " in reason for reason in outside.values())
+    print(f"{file}: {len(outside)} of {found} faces lie outside the band, {len(outside) - above} below and {above} above")
+    return {identity: [face for face in files if face not in outside] for identity, files in faces.items()}
 
 
 def in_turns(folders: Faces) -> list[Path]:
