@@ -27,11 +27,10 @@ from tqdm import tqdm
 from config import places
 from config.config import Config
 from config.load import load_config
-from models import published
 from models.state_dicts import MOST_BYTES as MOST_WEIGHTS
 from utils.diffusion import fitted, guidance, solvers, spacings
 from utils.diffusion.annealing import annealed
-from utils.diffusion.latent_diffusion import LatentDiffusion, to_uint8
+from utils.diffusion.latent_diffusion import load_model, to_uint8
 from utils.diffusion.noise import ANNEALING, CONE, DIRECTION, W, gaussian, uniform
 from utils.faces.dataset_card import write_cards
 from utils.faces.image_writer import ImageWriter, is_complete_png, png_size, require_complete
@@ -201,26 +200,6 @@ def deciding_variety(config: Config) -> dict[str, Any]:
     on += ["w"] if variety.w != "constant" and config.guidance.w else []
     on += ["annealing"] if variety.annealing else []
     return {f"variety.{name}": getattr(variety, name) for name in on}
-
-
-def load_model(model, sampling, device: torch.device) -> tuple[LatentDiffusion, list[Path]]:
-    """The generator of the settings `model`, and the files that describe it. Raises UserError where they do not fit."""
-    step = model.step or None
-    unet, settings = published.load_diffusion(model.diffusion, step)
-    autoencoder = published.load_first_stage(model.first_stage_encoder, model.first_stage_decoder)
-    if settings["latent_shape"][-1] * autoencoder.factor != settings["image_size"]:
-        raise UserError(f"{model.first_stage_decoder}: enlarges latents {autoencoder.factor} times, but "
-                        f"{model.diffusion} was trained with another first stage; take both from one model")
-    solvers.check(sampling.solver, sampling.steps, sampling.as_published, settings["T"], sampling.spacing)
-    files = [Path(model.diffusion) / ".hydra" / "config.yaml",
-             published.checkpoint_file(Path(model.diffusion) / "checkpoints", step, ema=True), model.first_stage_encoder,
-             model.first_stage_decoder]
-    if sampling.solver == "fitted" and file_digest(files[1]) != fitted.WEIGHTS:
-        raise UserError(f"sampling.solver: fitted was fitted to other weights than {files[1]}; set another solver, or fit it to "
-                        "them by python -m experiments.solvers fit")
-    bf16 = distributed.use_bf16(sampling.precision, device)
-    return LatentDiffusion(unet, autoencoder, settings["betas"], settings["latent_shape"], settings["prediction"], device,
-                           bf16), files
 
 
 if __name__ == "__main__":

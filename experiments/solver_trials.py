@@ -18,9 +18,8 @@ from tqdm import tqdm
 from config import places
 from config.config import Config, Guidance
 from models.published import backbone_digest, load_backbone
-from sample import load_model
 from utils.diffusion import guidance, solvers, spacings
-from utils.diffusion.latent_diffusion import to_uint8
+from utils.diffusion.latent_diffusion import load_model, to_uint8
 from utils.diffusion.noise import gaussian
 from utils.evaluation import scores, variety
 from utils.faces.detection import FaceDetector, choose_landmarks

@@ -1,14 +1,20 @@
 """The trained generator: from contexts and noise to images."""
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from config.config import Model, Sampling
+from models import published
 from models.autoencoder import Autoencoder
 from models.schedule import alpha_bars
 from models.unet import ConditionalUNet
-from utils.diffusion import solvers
+from utils.diffusion import fitted, solvers
+from utils.runtime.errors import UserError
+from utils.runtime.files import file_digest
+from utils.runtime.ranks import use_bf16
 
 CACHED_TOKENS = 4  # sets of contexts whose tokens are kept
 
@@ -99,6 +105,26 @@ class LatentDiffusion:
             # the contexts are kept beside their tokens, so that no other tensor can take their id
             self.tokens[key] = contexts, self.unet.context_tokens(together.to(self.dtype))
         return self.tokens[key][1]
+
+
+def load_model(model: Model, sampling: Sampling, device: torch.device) -> tuple[LatentDiffusion, list[Path]]:
+    """The generator of the settings `model`, and the files that describe it. Raises UserError where they do not fit."""
+    step = model.step or None
+    unet, settings = published.load_diffusion(model.diffusion, step)
+    autoencoder = published.load_first_stage(model.first_stage_encoder, model.first_stage_decoder)
+    if settings["latent_shape"][-1] * autoencoder.factor != settings["image_size"]:
+        raise UserError(f"{model.first_stage_decoder}: enlarges latents {autoencoder.factor} times, but "
+                        f"{model.diffusion} was trained with another first stage; take both from one model")
+    solvers.check(sampling.solver, sampling.steps, sampling.as_published, settings["T"], sampling.spacing)
+    files = [Path(model.diffusion) / ".hydra" / "config.yaml",
+             published.checkpoint_file(Path(model.diffusion) / "checkpoints", step, ema=True), model.first_stage_encoder,
+             model.first_stage_decoder]
+    if sampling.solver == "fitted" and file_digest(files[1]) != fitted.WEIGHTS:
+        raise UserError(f"sampling.solver: fitted was fitted to other weights than {files[1]}; set another solver, or fit it to "
+                        "them by python -m experiments.solvers fit")
+    bf16 = use_bf16(sampling.precision, device)
+    return LatentDiffusion(unet, autoencoder, settings["betas"], settings["latent_shape"], settings["prediction"], device,
+                           bf16), files
 
 
 def eps_of_v(v: Tensor, x_t: Tensor, alpha_bar: float | Tensor) -> Tensor:
