@@ -5,6 +5,7 @@
 In fp32 torch lets convolutions on GPUs round their factors to TF32 by default, as sample.py does; beside it without.
 """
 import argparse
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,10 +13,9 @@ import torch
 
 from benchmarks.sampling import name_of
 from config.config import Config
-from models import published
 from models.published import load_backbone
 from utils.diffusion.guidance import guided
-from utils.diffusion.latent_diffusion import LatentDiffusion, to_uint8
+from utils.diffusion.latent_diffusion import load_model, to_uint8
 from utils.diffusion.noise import gaussian
 from utils.identities import contexts, negatives
 from utils.runtime import ranks as distributed
@@ -62,9 +62,7 @@ def drawn(c_pos: torch.Tensor, c_neg: torch.Tensor, steps: int, device: torch.de
           bf16: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Latents, images (uint8) and their embeddings by the recogniser of the scores in fp32, all on the CPU."""
     config = Config()
-    unet, settings = published.load_diffusion(config.model.diffusion)
-    first_stage = published.load_first_stage(config.model.first_stage_encoder, config.model.first_stage_decoder)
-    model = LatentDiffusion(unet, first_stage, settings["betas"], settings["latent_shape"], settings["prediction"], device, bf16)
+    model, _ = load_model(config.model, replace(config.sampling, precision="bf16" if bf16 else "fp32"), device)
     arguments = c_pos, c_neg, counter_noise(len(c_pos), device), guided("negative", 0.5), "dpm++", steps
     latents, images = model.latents(*arguments).cpu(), model.images(*arguments).cpu()
     embeddings = load_backbone(config.scores.recogniser)(of_canvas(images, MARGIN))

@@ -72,7 +72,7 @@ def main() -> None:
 def training_step(backbone: str, device: torch.device, bf16: bool, compiled: bool) -> Callable:
     """(faces, labels) -> one update, as utils/training/loop.py makes it."""
     network = BACKBONES[backbone](0.4).to(device, memory_format=torch.channels_last)
-    head = CosFace(network.num_features, IDENTITIES).to(device)
+    head = CosFace(network.num_features, IDENTITIES, s=64.0, m=0.35).to(device)
     loss = RecogniserLoss(network, head, bf16, torch.compile if compiled else lambda network: network, None).train()
     weights = [weight for weight in (*network.parameters(), *head.parameters()) if weight.requires_grad]
     optimizer = torch.optim.SGD(weights, 0.1, 0.9, weight_decay=5e-4)

@@ -6,6 +6,7 @@ import os
 import sys
 import typing
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from pathlib import PurePath
 from typing import Any
 
@@ -65,7 +66,7 @@ def resolve(preset: Mapping[str, Any], overrides: Mapping[str, str], choices: Ch
     values = {name: _expanded(name, value) for name, value in values.items()}
     config = _build(Config, values)
     for name, field in known.items():
-        _check_value(name, get(config, name), field, choices.get(name) or field.metadata["choices"])
+        _check_value(name, attrgetter(name)(config), field, choices.get(name) or field.metadata["choices"])
     check_combinations(config)
     return config
 
@@ -90,21 +91,13 @@ def settings(group: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.F
             yield prefix + field.name, field
 
 
-def get(config: Config, name: str) -> Any:
-    """The value of a setting by its dotted name."""
-    value = config
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
-
-
 def check_combinations(config: Config) -> None:
     """Refuse what no stage could do. Raises UserError naming the setting, its value and the nearest valid choice."""
     contexts, negatives, guidance = config.contexts, config.negatives, config.guidance
     if not config.paths.output:
         raise UserError("paths.output: is empty; give the folder that everything is written to")
     for name in ("paths.run", "contexts.name", "fr.name", "training.name"):
-        if (path := PurePath(get(config, name))).is_absolute() or ".." in path.parts:
+        if (path := PurePath(attrgetter(name)(config))).is_absolute() or ".." in path.parts:
             raise UserError(f"{name}: '{path}' lies outside paths.output; give a name, and set paths.output for another place")
     if contexts.source == "published" and not contexts.file:
         raise UserError("contexts.file: is empty, but contexts.source=published reads it; give the contexts file")
@@ -113,8 +106,8 @@ def check_combinations(config: Config) -> None:
         raise UserError(f"{empty}: is empty, but contexts.source=extracted needs it; give it")
     if contexts.source in ("uniform", "gaussian"):
         for name in ("negatives.pool", "sampling.identities"):
-            if get(config, name) > contexts.number:
-                raise UserError(f"{name}: {get(config, name)} is more than contexts.number={contexts.number}; "
+            if (number := attrgetter(name)(config)) > contexts.number:
+                raise UserError(f"{name}: {number} is more than contexts.number={contexts.number}; "
                                 f"lower it to {contexts.number} or raise contexts.number")
     if negatives.strategy == "custom" and not negatives.custom_file:
         raise UserError("negatives.custom_file: is empty, but negatives.strategy=custom reads it; give the CSV")

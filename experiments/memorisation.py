@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from config import places
 from config.load import load_config
 from models.published import load_backbone
-from utils.faces.aligned import read_kept
+from utils.faces.aligned import alignment_setting, read_kept
 from utils.faces.images import read_image
 from utils.faces.template import SIZE
 from utils.identities.contexts import normalise
@@ -29,7 +29,6 @@ from utils.runtime import ranks as distributed
 from utils.runtime.errors import UserError, run_script
 from utils.runtime.figures import contact_sheet, save_figure
 from utils.runtime.files import write_csv
-from utils.runtime.records import decided
 from utils.training import faces as training_faces
 
 HIGHEST = 10
@@ -56,7 +55,7 @@ def main() -> None:
     for folder in places.run_folders(config):
         aligned = places.aligned(folder)
         files = [file for kept in read_kept(aligned).values() for file in kept]
-        template = decided(places.alignment_record(aligned), ("align.template",), "run align.py")["align.template"]
+        template = alignment_setting(aligned, "template", "run align.py")
         name = str(folder.relative_to(output))
         results[name], nearest = nearest_of(normalise(embed(recogniser, files, ranks.device, template)), trained)
         pairs += [(similarity, file, trained_rows[row])

@@ -26,7 +26,7 @@ from config.load import load_config
 from experiments.memorisation import nearest_of
 from models.published import load_backbone
 from utils.evaluation import attributes
-from utils.faces.aligned import read_aligned, read_kept
+from utils.faces.aligned import alignment_setting, read_aligned, read_kept
 from utils.faces.held_out import held_out
 from utils.faces.images import read_image
 from utils.faces.template import ARCFACE, warp
@@ -35,7 +35,6 @@ from utils.recognition.embedding import embed
 from utils.runtime import ranks as distributed
 from utils.runtime.errors import UserError, run_script
 from utils.runtime.files import write_csv, write_text
-from utils.runtime.records import decided
 from utils.training import faces as training_faces
 from utils.training.faces import TrainingFaces, some
 
@@ -154,7 +153,7 @@ def middle(face: np.ndarray) -> np.ndarray:
 def aligned_files(run: Path) -> list[Path]:
     """Raises UserError where they are not on the unshifted template, on which the MIDDLE lies."""
     aligned = places.aligned(run)
-    if decided(places.alignment_record(aligned), ("align.template",), "run align.py")["align.template"] != "arcface":
+    if alignment_setting(aligned, "template", "run align.py") != "arcface":
         raise UserError(f"{aligned}: its faces are shifted; align them with align.template=arcface")
     return [file for kept in read_kept(aligned).values() for file in kept]
 

@@ -20,12 +20,11 @@ def write(file: Path | str, ids: Sequence[str], contexts: np.ndarray) -> None:
     files.write_npz(file, ids=np.array(ids, dtype=str), contexts=contexts.astype(np.float32, copy=False))
 
 
-def read(file: Path | str, dimension: int | None = None,
-         fix: str = "delete it and run create_sample_identity_contexts.py again") -> tuple[list[str], np.ndarray]:
+def read(file: Path | str, fix: str = "delete it and run create_sample_identity_contexts.py again"
+         ) -> tuple[list[str], np.ndarray]:
     """ids and contexts [N, D] float32, unit norm, of a file that `write` made.
 
     Args:
-        dimension: the width that the diffusion model takes, where it is known.
         fix: what to do about a damaged file.
     Raises:
         UserError: the file is missing or damaged, or check_contexts refuses what it holds.
@@ -34,7 +33,7 @@ def read(file: Path | str, dimension: int | None = None,
     arrays = files.read_npz(file, ("ids", "contexts"), fix)
     with foreign_arrays.reading(file, "a file of contexts", fix):  # ids may be bytes that are no text
         ids, contexts = arrays["ids"].astype(str).ravel().tolist(), arrays["contexts"]
-    check_contexts(file, ids, contexts, dimension)
+    check_contexts(file, ids, contexts)
     check_digest(Path(file), digest(ids, contexts))
     return ids, contexts.astype(np.float32, copy=False)
 

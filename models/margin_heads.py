@@ -52,18 +52,12 @@ class MarginHead(nn.Module):
 class CosFace(MarginHead):
     """cos(theta) - m (Wang et al. 2018, arXiv 1801.09414)."""
 
-    def __init__(self, embedding_size: int, num_classes: int, s: float = 64.0, m: float = 0.35) -> None:
-        super().__init__(embedding_size, num_classes, s, m)
-
     def with_margin(self, cosine: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
         return cosine - self.m
 
 
 class ArcFace(MarginHead):
     """cos(theta + m) (Deng et al. 2019, arXiv 1801.07698)."""
-
-    def __init__(self, embedding_size: int, num_classes: int, s: float = 64.0, m: float = 0.5) -> None:
-        super().__init__(embedding_size, num_classes, s, m)
 
     def with_margin(self, cosine: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
         # Without the floor the root's gradient is infinite at cos = 1.
@@ -78,27 +72,23 @@ class AdaFace(MarginHead):
 
     The quality is the norm of the embedding *as the backbone gives it*, standardised by running statistics:
     z = h (norm - mean) / std, clipped to [-1, 1]; g_angle = -m z, g_add = m z + m.
-
-    Args:
-        h: concentration: how much of the norms' spread falls inside [-1, 1].
-        t_alpha: weight of the newest batch in the running mean and standard deviation of the norms.
     """
 
     EPS = 1e-3
+    H = 0.333  # concentration: how much of the norms' spread falls inside [-1, 1]
+    T_ALPHA = 0.01  # weight of the newest batch in the running mean and standard deviation of the norms
 
-    def __init__(self, embedding_size: int, num_classes: int, s: float = 64.0, m: float = 0.4, h: float = 0.333,
-                 t_alpha: float = 0.01) -> None:
+    def __init__(self, embedding_size: int, num_classes: int, s: float, m: float) -> None:
         super().__init__(embedding_size, num_classes, s, m)
-        self.h, self.t_alpha = h, t_alpha
         self.register_buffer("batch_mean", torch.tensor(20.0))
         self.register_buffer("batch_std", torch.tensor(100.0))
 
     def with_margin(self, cosine: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
         norms = norms.clamp(1e-3, 100)
         if self.training:
-            self.batch_mean.lerp_(norms.mean(), self.t_alpha)
-            self.batch_std.lerp_(norms.std(), self.t_alpha)
-        z = (self.h * (norms - self.batch_mean) / (self.batch_std + self.EPS)).clamp(-1, 1)
+            self.batch_mean.lerp_(norms.mean(), self.T_ALPHA)
+            self.batch_std.lerp_(norms.std(), self.T_ALPHA)
+        z = (self.H * (norms - self.batch_mean) / (self.batch_std + self.EPS)).clamp(-1, 1)
         theta = cosine.clamp(-1 + self.EPS, 1 - self.EPS).acos()
         return (theta - self.m * z).clamp(self.EPS, math.pi - self.EPS).cos() - (self.m * z + self.m)
 

@@ -1,14 +1,16 @@
 """config/: presets hold the papers' values, overrides are checked, and a mistake is one line that names the setting."""
 import dataclasses
 import re
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import train_fr
 from config.config import PRESETS, Config, paper_values
 from config.gone import GONE
-from config.load import from_record, get, help_text, load_config, resolve, settings
+from config.load import from_record, help_text, load_config, resolve, settings
 from models.backbones import BACKBONES
 from models.margin_heads import HEADS
 from models.sizes import SIZES
@@ -31,6 +33,10 @@ ENTRIES = [(setting, entry) for setting, registry in CHOICES.items() for entry i
 
 def load(*arguments: str, choices=CHOICES) -> Config:
     return load_config("", choices=choices, arguments=arguments)
+
+
+def get(config: Config, name: str) -> Any:
+    return attrgetter(name)(config)
 
 
 def refusal(*arguments: str, **options) -> str:

@@ -105,7 +105,7 @@ def test_what_is_written_is_read_bit_for_bit(tmp_path):
     contexts = identity_contexts.uniform(4, 8, seed=0)
     ids = ["0", "11", "ann--a", "Zoë"]
     identity_contexts.write(tmp_path / "c.npz", ids, contexts)
-    read_ids, read_contexts = identity_contexts.read(tmp_path / "c.npz", dimension=8)
+    read_ids, read_contexts = identity_contexts.read(tmp_path / "c.npz")
     assert read_ids == ids and np.array_equal(read_contexts, contexts) and read_contexts.dtype == np.float32
     assert identity_contexts.digest(read_ids, read_contexts) == identity_contexts.digest(ids, contexts)
 
@@ -149,7 +149,7 @@ def test_unusable_contexts_are_refused_in_one_line(tmp_path, ids, contexts, word
     file = tmp_path / "c.npz"
     np.savez(file, ids=np.array(list(ids), dtype=str), contexts=contexts)
     with pytest.raises(UserError, match=f"c.npz: .*{words}.*; ") as refusal:
-        identity_contexts.read(file, dimension=8)
+        identity_contexts.check_contexts(file, *identity_contexts.read(file), dimension=8)
     assert "\n" not in str(refusal.value)
 
 

@@ -7,6 +7,7 @@ import torch
 from models.margin_heads import HEADS, AdaFace, ArcFace, CosFace
 
 EMBEDDING, CLASSES, BATCH = 16, 7, 5
+MARGINS = [(CosFace, 0.35), (ArcFace, 0.5), (AdaFace, 0.4)]
 
 
 def formula(head, embeddings: torch.Tensor, labels: torch.Tensor, mean: float = 0.0, std: float = 0.0) -> torch.Tensor:
@@ -21,7 +22,7 @@ def formula(head, embeddings: torch.Tensor, labels: torch.Tensor, mean: float = 
             if j == y and isinstance(head, ArcFace):
                 cosine = torch.cos(torch.acos(cosine) + head.m)
             if j == y and isinstance(head, AdaFace):
-                z = min(max(head.h * (x.detach().norm().item() - mean) / (std + 1e-3), -1.0), 1.0)
+                z = min(max(0.333 * (x.detach().norm().item() - mean) / (std + 1e-3), -1.0), 1.0)
                 cosine = torch.cos(torch.acos(cosine) - head.m * z) - (head.m + head.m * z)
             row.append(head.s * cosine)
         rows.append(torch.stack(row))
@@ -36,12 +37,12 @@ def case(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return embeddings.requires_grad_(), torch.tensor([3, 0, 6, 3, 2])
 
 
-@pytest.mark.parametrize("make", [CosFace, ArcFace, AdaFace])
+@pytest.mark.parametrize("make, m", MARGINS)
 @pytest.mark.parametrize("precision, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-4)])
-def test_logits_and_gradients_equal_the_formula(make, precision, tolerance):
+def test_logits_and_gradients_equal_the_formula(make, m, precision, tolerance):
     torch.manual_seed(1)
-    head = make(EMBEDDING, CLASSES).to(precision)
-    reference = make(EMBEDDING, CLASSES).double()
+    head = make(EMBEDDING, CLASSES, 64.0, m).to(precision)
+    reference = make(EMBEDDING, CLASSES, 64.0, m).double()
     reference.load_state_dict(head.state_dict())
     embeddings, labels = case()
     mean = std = 0.0
@@ -63,10 +64,10 @@ def test_logits_and_gradients_equal_the_formula(make, precision, tolerance):
         torch.testing.assert_close(grad.double(), expected_grad, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("make", [CosFace, ArcFace, AdaFace])
-def test_heads_compute_in_fp32_inside_autocast(make):
+@pytest.mark.parametrize("make, m", MARGINS)
+def test_heads_compute_in_fp32_inside_autocast(make, m):
     torch.manual_seed(3)
-    head = make(EMBEDDING, CLASSES).eval()
+    head = make(EMBEDDING, CLASSES, 64.0, m).eval()
     embeddings, labels = case()
     embeddings = embeddings.detach().float()
     outside = head(embeddings, labels)
@@ -76,7 +77,7 @@ def test_heads_compute_in_fp32_inside_autocast(make):
 
 
 def test_arcface_stays_monotonic_where_the_angle_passes_pi():
-    head = ArcFace(2, 2, s=1.0).double()
+    head = ArcFace(2, 2, s=1.0, m=0.5).double()
     angles = torch.linspace(math.pi - 0.6, math.pi - 1e-3, 50, dtype=torch.float64)
     head.weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
     logits = head(torch.stack([angles.cos(), angles.sin()], dim=1), torch.zeros(50, dtype=torch.int64))[:, 0]
@@ -84,7 +85,7 @@ def test_arcface_stays_monotonic_where_the_angle_passes_pi():
 
 
 def test_arcface_gradient_is_finite_on_the_class_centre():
-    head = ArcFace(4, 2)
+    head = ArcFace(4, 2, 64.0, 0.5)
     embeddings = head.weight[:1].detach().clone().requires_grad_()
     head(embeddings, torch.tensor([0])).sum().backward()
     assert embeddings.grad.isfinite().all() and head.weight.grad.isfinite().all()
@@ -92,7 +93,7 @@ def test_arcface_gradient_is_finite_on_the_class_centre():
 
 def test_adaface_margin_follows_the_norm():
     """An easy image (large norm) and a hard one (small norm) of one direction get different margins."""
-    head = AdaFace(EMBEDDING, CLASSES).double().eval()
+    head = AdaFace(EMBEDDING, CLASSES, 64.0, 0.4).double().eval()
     head.batch_std.fill_(10.0)
     direction = torch.randn(1, EMBEDDING, dtype=torch.float64)
     direction /= direction.norm()
@@ -105,7 +106,7 @@ def test_adaface_margin_follows_the_norm():
 
 
 def test_adaface_statistics_run_only_while_training():
-    head = AdaFace(EMBEDDING, CLASSES)
+    head = AdaFace(EMBEDDING, CLASSES, 64.0, 0.4)
     embeddings, labels = (x.float() if x.is_floating_point() else x for x in case())
     head.eval()(embeddings, labels)
     assert head.batch_mean.item() == 20 and head.batch_std.item() == 100

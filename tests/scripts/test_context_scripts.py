@@ -149,7 +149,7 @@ def test_contexts_extracted_from_faces_by_a_published_recogniser(run, tmp_path):
     code, _, stderr = run(STAGE_1, "contexts.source=extracted", f"contexts.faces={tmp_path / 'faces'}", "device=cpu",
                           f"contexts.recogniser={tmp_path / 'backbone.pth'}", "contexts.per=image")
     assert code == 0, stderr
-    ids, contexts = identity_contexts.read(tmp_path / "contexts" / "extracted-faces-backbone-per-image.npz", 32)
+    ids, contexts = identity_contexts.read(tmp_path / "contexts" / "extracted-faces-backbone-per-image.npz")
     assert ids == ["ann--1", "ann--2", "bob--1"]
     face = read_unaligned(tmp_path / "faces" / "bob" / "1.png")
     face = torch.tensor(face).permute(2, 0, 1)[None] / 127.5 - 1
@@ -162,14 +162,14 @@ def test_published_contexts(run, tmp_path):
     np.save(tmp_path / "uiface.npy", np.random.default_rng(0).standard_normal((6, 8)).astype(np.float32) * 3)
     code, _, stderr = run(STAGE_1, "contexts.source=published", f"contexts.file={tmp_path / 'uiface.npy'}")
     assert code == 0, stderr
-    ids, contexts = identity_contexts.read(tmp_path / "contexts" / "published-uiface.npz", 8)
-    assert len(ids) == 6 and np.allclose(np.linalg.norm(contexts, axis=1), 1, atol=1e-6)
+    ids, contexts = identity_contexts.read(tmp_path / "contexts" / "published-uiface.npz")
+    assert contexts.shape == (len(ids), 8) == (6, 8) and np.allclose(np.linalg.norm(contexts, axis=1), 1, atol=1e-6)
 
 
 def test_contexts_drawn_like_those_of_real_faces(run, tmp_path):
     settings = ("contexts.source=gaussian", "contexts.number=500")
     assert run(STAGE_1, *settings)[0] == 0
-    _, contexts = identity_contexts.read(tmp_path / "contexts" / "gaussian-500-seed0.npz", 128)
+    _, contexts = identity_contexts.read(tmp_path / "contexts" / "gaussian-500-seed0.npz")
     mean = np.load(REPOSITORY / "models" / "demo" / "context_statistics.npz")["mean"]
     mean_of_cosines = (np.square(contexts.sum(axis=0)).sum() - 500) / (500 * 499)
     assert mean_of_cosines == pytest.approx(np.square(mean).sum(), abs=0.01)  # real people resemble one another a little

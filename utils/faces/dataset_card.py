@@ -9,6 +9,7 @@ from typing import Any
 
 from config import places
 from config.load import from_record
+from utils.faces.aligned import alignment_setting
 from utils.faces.folders import identity_folders
 from utils.faces.images import read_image
 from utils.runtime.errors import UserError
@@ -55,15 +56,10 @@ def write_cards(run: Path) -> None:
         return
     for folder in (folder for folder in (places.samples(run), places.aligned(run)) if any(folder.glob("*/*.png"))):
         try:
-            if folder == places.samples(run) or is_of_samples(folder):
+            if folder == places.samples(run) or alignment_setting(folder, "images", ALIGN) == "":  # the run's own, aligned
                 write_text(folder / "README.md", card(run, folder))
         except UserError as error:
             print(f"{folder}: gets no dataset card ({error})")
-
-
-def is_of_samples(aligned: Path) -> bool:
-    """Whether the images that were aligned are the run's own. Raises UserError where the record does not say."""
-    return decided(places.alignment_record(aligned), ["align.images"], ALIGN)["align.images"] == ""
 
 
 def card(run: Path, folder: Path) -> str:

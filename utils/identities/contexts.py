@@ -77,15 +77,13 @@ def apart(draw: Callable[[int], np.ndarray], number: int, highest_cosine: float)
     return taken[:number]
 
 
-def read(file: Path | str, dimension: int | None = None) -> tuple[list[str], np.ndarray]:
+def read(file: Path | str) -> tuple[list[str], np.ndarray]:
     """ids and contexts [N, D] float32, unit norm, of a file that stage 1 made.
 
-    Args:
-        dimension: D, where it is known.
     Raises:
         UserError: as models.context_files.read; or what they were made from has changed since.
     """
-    ids, contexts = context_files.read(file, dimension)
+    ids, contexts = context_files.read(file)
     check_sources(Path(file), "create_sample_identity_contexts.py")
     return ids, contexts
 

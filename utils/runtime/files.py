@@ -118,10 +118,8 @@ def write_npz(path: Path | str, **arrays: np.ndarray) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def write_safetensors(path: Path | str, tensors: Mapping[str, torch.Tensor],
-                      metadata: Mapping[str, str] | None = None) -> None:
-    data = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, safetensors_bytes(data, dict(metadata) if metadata else None))
+def write_safetensors(path: Path | str, tensors: Mapping[str, torch.Tensor]) -> None:
+    write_bytes(path, safetensors_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
 
 
 def write_torch(path: Path | str, value: Any) -> None:

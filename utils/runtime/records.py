@@ -196,10 +196,10 @@ def note(file: Path, **about: Any) -> None:
         write_json(file, read_json(file) | about)
 
 
-def noted(file: Path, name: str) -> Any:
-    """What `note` added to a record; None where it is not said, or there is no record."""
+def noted(file: Path, name: str, otherwise: Any = None) -> Any:
+    """What was added to a record; `otherwise` where it is not said, or there is no record."""
     record = read_json(file) if file.is_file() else {}
-    return record.get(name) if isinstance(record, dict) else None
+    return record.get(name, otherwise) if isinstance(record, dict) else otherwise
 
 
 def decided(file: Path, names: Sequence[str], fix: str) -> dict[str, Any]:
@@ -221,8 +221,7 @@ def decided(file: Path, names: Sequence[str], fix: str) -> dict[str, Any]:
 def check_digest(target: Path, digest: str) -> None:
     """Raises UserError where the record beside a file, if there is one, tells of another content."""
     record = target.with_suffix(".json")
-    recorded = read_json(record) if record.is_file() else {}
-    if isinstance(recorded, dict) and recorded.get("digest", digest) != digest:
+    if noted(record, "digest", digest) != digest:
         raise UserError(f"{target}: is not the file that {record.name} tells of; delete it, and run its stage again")
 
 
