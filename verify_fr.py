@@ -124,7 +124,7 @@ def verify_ijbc(folder: Path, embed_both: Embed) -> dict[str, float]:
         return warp(read_image(folder / "loose_crop" / name), landmarks, TEMPLATES["arcface"])
 
     features = embed_both(list(zip(meta.names, meta.landmarks, strict=True)), read=aligned)
-    _, tar = ijb(features, meta.faceness, meta.template, meta.media, meta.p1, meta.p2, meta.label, list(FAR.values()))
+    _, tar = ijb(features, meta, list(FAR.values()))
     return {name: 100 * value for name, value in zip(FAR, tar, strict=True)}
 
 

@@ -131,8 +131,6 @@ class MobileFaceNet(nn.Module):
 
     def __init__(self, num_features: int = 128, width: int = 112) -> None:
         super().__init__()
-        if width not in (96, 112):
-            raise ValueError(f"MobileFaceNet sees 96 or 112 columns, not {width}")
         self.num_features, self.width = num_features, width
         self.on_arcface = width == 96
         self.conv1 = ConvBlock(3, 64, 3, stride=2, padding=1)

@@ -73,17 +73,6 @@ def test_equal_scores_keep_the_first_images():
     assert keep_list(np.array([0.5, 0.1, 0.5, 0.5, 0.9]), 0.6).tolist() == [0, 2, 4]
 
 
-@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.1, float("nan")])
-def test_a_fraction_out_of_range_is_refused(fraction):
-    with pytest.raises(UserError, match="fraction"):
-        keep_list(np.array(BY_HAND), fraction)
-
-
-def test_scores_that_are_not_finite_are_refused():
-    with pytest.raises(UserError, match="finite"):
-        keep_list(np.array([0.1, np.nan]), 0.5)
-
-
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 def test_a_longer_training_s_probabilities_keep_the_rows_of_the_shorter(tmp_path):

@@ -15,7 +15,7 @@ from models.backbones import MobileFaceNet
 from tests.running import run
 from utils.evaluation import all_pairs
 from utils.evaluation.variety import against_real, halves, within_identity
-from utils.evaluation.verification import ijb, ten_fold
+from utils.evaluation.verification import IJBCMeta, ijb, ten_fold
 from utils.faces.aligned import write_kept
 from utils.faces.template import TEMPLATES, centre_crop, warp
 from utils.recognition import scorer
@@ -345,12 +345,12 @@ def test_bins_and_ijbc(output, settings, backbone):
         write_bytes(ijbc / "loose_crop" / f"{k}.jpg", png(crop))
     template, media, faceness = np.arange(8) // 2, np.arange(8), rng.uniform(0.5, 1, 8).round(3)
     pairs = [(a, b, int(a // 2 == b // 2)) for a in range(4) for b in range(a + 1, 4)]
-    meta = ijbc / "meta"
-    write_text(meta / "ijbc_face_tid_mid.txt",
+    folder = ijbc / "meta"
+    write_text(folder / "ijbc_face_tid_mid.txt",
                     "".join(f"{k}.jpg {template[k]} {media[k]}\n" for k in range(8)))
-    write_text(meta / "ijbc_name_5pts_score.txt", "".join(
+    write_text(folder / "ijbc_name_5pts_score.txt", "".join(
         f"{k}.jpg {' '.join(map(str, points[k].astype(np.float32).ravel()))} {faceness[k]}\n" for k in range(8)))
-    write_text(meta / "ijbc_template_pair_label.txt", "".join("{} {} {}\n".format(*pair) for pair in pairs))
+    write_text(folder / "ijbc_template_pair_label.txt", "".join("{} {} {}\n".format(*pair) for pair in pairs))
 
     run(verify_fr, *settings, f"verify.bins={bins}", f"verify.ijbc={ijbc}")
     result = verification(output)["per_cent"]
@@ -359,7 +359,8 @@ def test_bins_and_ijbc(output, settings, backbone):
     assert result["LFW"] == result["CFP-FP"] == pytest.approx(100 * ten_fold(sums[0::2], sums[1::2], same)[0])
     aligned = [warp(crop, landmarks, TEMPLATES["arcface"]) for crop, landmarks in zip(crops, points, strict=True)]
     p1, p2, label = np.array(pairs).T
-    _, tar = ijb(embed(backbone, aligned), faceness, template, media, p1, p2, label, [1e-5, 1e-4])
+    meta = IJBCMeta(None, None, faceness, template, media, p1, p2, label)
+    _, tar = ijb(embed(backbone, aligned), meta, [1e-5, 1e-4])
     assert [result["IJB-C TAR@1e-5"], result["IJB-C TAR@1e-4"]] == pytest.approx((100 * tar).tolist())
 
 

@@ -84,7 +84,9 @@ def score_distributions(embeddings: ArrayLike, labels: Sequence[str] | np.ndarra
         UserError: a row is zero or not finite, or there is no genuine or no impostor pair.
     """
     x, identity, _ = by_identity(embeddings, labels, device)
-    _require_genuine_pair(identity)
+    if np.bincount(identity).max() < 2:
+        raise UserError("labels: no identity has two images, so there is no genuine pair; give two or more images of "
+                        "an identity")
     label = torch.from_numpy(identity).to(device)
     row = torch.arange(len(x), device=device)
     genuine, impostor = _Tally(device), _Tally(device)
@@ -181,17 +183,9 @@ def bootstrap(embeddings: ArrayLike, labels: Sequence[str] | np.ndarray, replica
     same kind; the images within an identity, the recogniser and the generator's training are not resampled.
     Rates are interpolated in histograms of BOOTSTRAP_BINS bins. Replicates without a genuine or an impostor pair are
     NaN. The same identities and seed give the same resamples, so that two sets of images can be compared. Meant for the
-    subset: time grows with replicates x identities^2.
-
-    Raises:
-        UserError: a row is zero or not finite, there is no genuine pair, or fewer than MIN_BOOTSTRAP_IDENTITIES
-            identities, which say too little about others.
+    subset: time grows with replicates x identities^2. Fewer than MIN_BOOTSTRAP_IDENTITIES say too little about others.
     """
     x, identity, names = by_identity(embeddings, labels, device)
-    if len(names) < MIN_BOOTSTRAP_IDENTITIES:
-        raise UserError(f"labels: {len(names)} identities are too few to resample; give at least "
-                        f"{MIN_BOOTSTRAP_IDENTITIES}")
-    _require_genuine_pair(identity)
     weights = torch.from_numpy(draw_identities(len(names), replicates, seed)).to(device, torch.float64)
     label = torch.from_numpy(identity).to(device)
     starts = np.searchsorted(identity, np.arange(len(names) + 1))
@@ -243,12 +237,6 @@ def by_identity(embeddings: ArrayLike, labels: Sequence[str] | np.ndarray, devic
     order = np.argsort(identity, kind="stable")
     x = unit_rows(embeddings)[order]
     return torch.from_numpy(x).to(device), identity[order], names
-
-
-def _require_genuine_pair(identity: np.ndarray) -> None:
-    if np.bincount(identity).max() < 2:
-        raise UserError("labels: no identity has two images, so there is no genuine pair; give two or more images of "
-                        "an identity")
 
 
 def block_pairs(n: int) -> Iterator[tuple[slice, slice]]:

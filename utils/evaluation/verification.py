@@ -200,8 +200,7 @@ def read_ijbc_meta(folder: Path | str) -> IJBCMeta:
                     pairs["template"], pairs["template_2"], pairs["label"])
 
 
-def ijb(features: np.ndarray, faceness: np.ndarray, template: np.ndarray, media: np.ndarray, p1: np.ndarray,
-        p2: np.ndarray, label: np.ndarray, far: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def ijb(features: np.ndarray, meta: IJBCMeta, far: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """IJB's 1:1 protocol: the cosines of pairs of templates, and TAR at FAR.
 
     An image's feature is faceness * (feature of the image + feature of its mirror image), not normalised; the mean
@@ -209,33 +208,22 @@ def ijb(features: np.ndarray, faceness: np.ndarray, template: np.ndarray, media:
 
     Args:
         features: [N, 2 D], of the image and of its mirror image; may be a memory map.
-        faceness: [N], the detector's scores.
-        template, media: [N] integers; p1, p2: [pairs], templates; label: [pairs], 1 for one person.
         far: the targets; TAR is that of the ROC curve's point whose FAR is nearest, of equally near the highest.
     Returns:
         score [pairs] float64 and tar [len(far)] float64.
     Raises:
-        UserError: a pair names a template without images, a feature is not finite, a template's feature is zero, or
-            all labels are equal.
+        UserError: a feature is not finite, or a template's feature is zero.
     """
-    templates, row = np.unique(template, return_inverse=True)
-    for name, side in (("p1", p1), ("p2", p2)):
-        unknown = np.setdiff1d(side, templates)
-        if unknown.size:
-            raise UserError(f"IJB pairs: {name} names template {unknown[0]}, which has no image; take the meta files "
-                            "from one release")
-    if len(np.unique(label)) != 2:
-        raise UserError("IJB pairs: all labels are equal; TAR at FAR needs pairs of one person and of two")
-    unit = torch.from_numpy(unit_rows(_template_features(features, faceness, row, media), "IJB templates"))
-    first = torch.from_numpy(np.searchsorted(templates, p1))
-    second = torch.from_numpy(np.searchsorted(templates, p2))
+    templates, row = np.unique(meta.template, return_inverse=True)
+    unit = torch.from_numpy(unit_rows(_template_features(features, meta.faceness, row, meta.media), "IJB templates"))
+    first, second = (torch.from_numpy(np.searchsorted(templates, side)) for side in (meta.p1, meta.p2))
     score = torch.empty(len(first), dtype=unit.dtype)
     for start in tqdm(range(0, len(score), PAIR_BLOCK), desc="template pairs", unit="block", delay=1):
         block = slice(start, start + PAIR_BLOCK)
         score[block] = (unit[first[block]] * unit[second[block]]).sum(dim=1)
     score = score.numpy()
     # The published figures come from the curve's corners (drop_intermediate), whose FARs are not all FARs.
-    fpr, tpr, _ = roc_curve(label, score)
+    fpr, tpr, _ = roc_curve(meta.label, score)
     tar = [tpr[::-1][np.argmin(np.abs(fpr[::-1] - target))] for target in far]
     return score, np.array(tar)
 
