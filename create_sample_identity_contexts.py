@@ -26,6 +26,7 @@ from config.config import Contexts
 from config.load import load_config
 from utils.faces.folders import identity_folders, listing
 from utils.identities import contexts as identity_contexts
+from utils.runtime import ranks as distributed
 from utils.runtime.errors import UserError, run_script
 from utils.runtime.figures import save_figure
 from utils.runtime.files import file_digest, read_npz, require_file
@@ -41,8 +42,8 @@ def main() -> None:
     file = places.contexts_file(config)
 
     # Leave finished contexts alone
-    record = Record(file.with_suffix(".json"), deciding_settings(config.contexts), "contexts.name", target=file,
-                    sources=sources(config.contexts))
+    decides, sources = made_from(config.contexts)
+    record = Record(file.with_suffix(".json"), decides, "contexts.name", target=file, sources=sources)
     if record.state() is State.DONE:
         print(f"{file}: exists, made with the same settings")
         return
@@ -67,31 +68,25 @@ def main() -> None:
     print(f"{file}: written, with .json and .crowding.png beside it")
 
 
-def deciding_settings(settings: Contexts) -> dict[str, Any]:
-    """What the contexts depend on, as it goes into their record."""
+def made_from(settings: Contexts) -> tuple[dict[str, Any], list[Path]]:
+    """What the contexts depend on, as it goes into their record, and the files among it."""
+    files = []
     if settings.source == "uniform":
         decides = {name: getattr(settings, name) for name in ("number", "dimension", "seed")}
     elif settings.source == "gaussian":
-        statistics = require_file(settings.statistics, "contexts.statistics", STATISTICS_FIX)
-        decides = {"number": settings.number, "seed": settings.seed, "statistics": file_digest(statistics)}
+        files = [require_file(settings.statistics, "contexts.statistics", STATISTICS_FIX)]
+        decides = {"number": settings.number, "seed": settings.seed, "statistics": file_digest(files[0])}
     elif settings.source == "published":
-        decides = {"file": file_digest(require_file(settings.file, "contexts.file", FILE_FIX))}
+        files = [require_file(settings.file, "contexts.file", FILE_FIX)]
+        decides = {"file": file_digest(files[0])}
     else:
-        from models.published import backbone_digest
-        recogniser = require_file(settings.recogniser, "contexts.recogniser", RECOGNISER_FIX)
+        from models.published import backbone_digest, backbone_files
+        files = backbone_files(require_file(settings.recogniser, "contexts.recogniser", RECOGNISER_FIX))
         decides = {"faces": listing(identity_folders(settings.faces)), "per": settings.per,
-                   "recogniser": backbone_digest(recogniser)}
+                   "recogniser": backbone_digest(settings.recogniser)}
     if settings.source in ("uniform", "gaussian") and settings.highest_cosine < 1:  # 1: which earlier records do not name
         decides["highest_cosine"] = settings.highest_cosine
-    return {f"contexts.{name}": value for name, value in ({"source": settings.source} | decides).items()}
-
-
-def sources(settings: Contexts) -> list[str | Path]:
-    """The files among what the contexts depend on."""
-    if settings.source == "extracted":
-        from models.published import backbone_files
-        return backbone_files(settings.recogniser)
-    return {"uniform": [], "gaussian": [settings.statistics], "published": [settings.file]}[settings.source]
+    return {f"contexts.{name}": value for name, value in ({"source": settings.source} | decides).items()}, files
 
 
 def make(settings: Contexts, device: str) -> tuple[list[str], np.ndarray]:
@@ -109,7 +104,8 @@ def make(settings: Contexts, device: str) -> tuple[list[str], np.ndarray]:
     if settings.source == "published":
         from models.published import load_contexts  # slow to import, and uniform contexts do without
         return load_contexts(settings.file)
-    return extract(settings, device)
+    from utils.recognition.extraction import extract
+    return extract(settings.faces, settings.recogniser, distributed.alone(device), settings.per)
 
 
 def check_statistics(file: str, mean: np.ndarray, covariance: np.ndarray) -> None:
@@ -119,17 +115,6 @@ def check_statistics(file: str, mean: np.ndarray, covariance: np.ndarray) -> Non
                         f"not floats [D] and [D, D]; {STATISTICS_FIX}")
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all() and np.allclose(covariance, covariance.T, atol=1e-6)):
         raise UserError(f"{file}: its numbers are not finite, or its covariance is not symmetric; {STATISTICS_FIX}")
-
-
-def extract(settings: Contexts, device: str) -> tuple[list[str], np.ndarray]:
-    """ids [N] and contexts [N, D] of the faces in `contexts.faces`, by the recogniser `contexts.recogniser`."""
-    from models.published import load_backbone
-    from utils.recognition.embedding import embed, read_unaligned
-    from utils.recognition.extraction import extract
-    from utils.runtime import ranks
-
-    backbone, chosen = load_backbone(settings.recogniser), ranks.alone(device)
-    return extract(settings.faces, lambda images: embed(backbone, images, chosen, read=read_unaligned), settings.per)
 
 
 def crowding_plot(crowding: np.ndarray, name: str) -> Figure:

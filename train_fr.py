@@ -33,14 +33,7 @@ from utils.faces import folders, packed
 from utils.faces.aligned import read_kept
 from utils.recognition.augmentation import augment, normalise
 from utils.recognition.dynunc import open_probabilities, write_dynunc, write_epoch
-from utils.recognition.recogniser_training import (
-    RecogniserLoss,
-    TrainingSet,
-    epoch_order,
-    plot_curves,
-    training_set,
-    verification_accuracy,
-)
+from utils.recognition.recogniser_training import RecogniserLoss, TrainingSet, epoch_order, plot_curves, verification_accuracy
 from utils.runtime import ranks as distributed
 from utils.runtime.errors import UserError, run_script
 from utils.runtime.files import file_digest, read_names, require_file, write_json, write_safetensors, write_torch
@@ -138,7 +131,7 @@ def packed_faces(config: Config, ranks: distributed.Ranks) -> tuple[packed.Packe
     ranks.on_main(lambda: packed.pack(chosen, file, listing))
     images = packed.load_packed(file)
     keep_list = read_names(fr.keep_list, "fr.keep_list", images.paths.tolist()) if fr.keep_list else None
-    data = training_set(images, keep_list)
+    data = TrainingSet.choose(images, keep_list)
     if keep_list is not None and not len(data.rows):
         raise UserError(f"{fr.keep_list}: names no image to train on (fr.keep_list); give a keep-list of these faces")
     if data.empty_identities:

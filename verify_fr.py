@@ -11,7 +11,7 @@ Writes  verification.json beside the backbone of a training run, of any other in
 if __name__ == "__main__":
     from utils.runtime.errors import listen
     listen()  # the imports take seconds
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from config import places
 from config.load import load_config
 from models.published import backbone_digest, load_backbone
 from utils.evaluation.all_pairs import tar_at_far, tar_name
-from utils.evaluation.face_sets import FaceSet, PairList, embed_folder, face_sets, pair_lists
+from utils.evaluation.face_sets import FaceSet, embed_folder, face_sets, pair_lists
 from utils.evaluation.paper import FAR, MEAN_OF
 from utils.evaluation.tables import all_pairs_table, verification_table
 from utils.evaluation.verification import BENCHMARKS, decode, ijb, mirror_sum, read_bin, read_ijbc_meta, ten_fold
@@ -34,8 +34,6 @@ from utils.runtime import ranks as distributed
 from utils.runtime.errors import UserError, run_script
 from utils.runtime.files import require_file, sweep, write_json
 from utils.runtime.records import versions
-
-Embed = Callable[..., np.ndarray]  # faces -> embeddings of each and of its mirror image [N, 2 D]
 
 
 def main() -> None:
@@ -57,7 +55,8 @@ def main() -> None:
         names = {name for item in (*here, *sets_here) for name in item.names()}
         embeddings, undetected = embed_folder(folder, names, embed_both)
         for item in here:
-            results[item.name] = verify_pairs(item, embeddings)
+            first, second = (np.stack([embeddings[pair[side]] for pair in item.pairs]) for side in (0, 1))
+            results[item.name] = ten_fold(first, second, item.same, item.name)
             counts[item.name] = {"pairs": len(item.pairs), "centre crops": len(undetected.intersection(item.names()))}
         for item in sets_here:
             of_all_pairs[item.name] = verify_all_pairs(item, embeddings, device) | {
@@ -83,7 +82,7 @@ def main() -> None:
     print(f"written to {target}")
 
 
-def verify_bins(folder: str, embed_both: Embed) -> tuple[dict[str, tuple[float, float]], dict[str, dict[str, int]]]:
+def verify_bins(folder: str, embed_both: partial) -> tuple[dict[str, tuple[float, float]], dict[str, dict[str, int]]]:
     """Those of BENCHMARKS that are in a folder: mean and standard deviation of the accuracy, in [0, 1], and counts."""
     results, counts = {}, {}
     for name, stem in BENCHMARKS.items():
@@ -98,12 +97,6 @@ def verify_bins(folder: str, embed_both: Embed) -> tuple[dict[str, tuple[float, 
     return results, counts
 
 
-def verify_pairs(item: PairList, embeddings: Mapping[str, np.ndarray]) -> tuple[float, float]:
-    """Mean and standard deviation of the accuracy on a list of pairs, in [0, 1]."""
-    first, second = (np.stack([embeddings[pair[side]] for pair in item.pairs]) for side in (0, 1))
-    return ten_fold(first, second, item.same, item.name)
-
-
 def verify_all_pairs(item: FaceSet, embeddings: Mapping[str, np.ndarray], device: torch.device) -> dict:
     """TAR at FAR over all pairs, in per cent, with 90% intervals over identities."""
     labels = [identity for identity, names in item.faces.items() for _ in names]
@@ -114,7 +107,7 @@ def verify_all_pairs(item: FaceSet, embeddings: Mapping[str, np.ndarray], device
             "intervals": {tar_name(far): [100 * limit for limit in limits] for far, limits in result.intervals.items()}}
 
 
-def verify_ijbc(folder: Path, embed_both: Embed) -> dict[str, float]:
+def verify_ijbc(folder: Path, embed_both: partial) -> dict[str, float]:
     """TAR at each FAR over the pairs of templates of IJB-C, in per cent."""
     meta = read_ijbc_meta(folder / "meta")
 

@@ -26,9 +26,9 @@ from utils.evaluation.scores import (
     read_distributions,
     score_distributions,
     unit_rows,
-    write_distributions,
 )
 from utils.runtime.errors import UserError
+from utils.runtime.files import write_npz
 
 SHARED = Path(os.environ.get("SHARED_DIR", Path(__file__).parents[2] / ".." / "shared"))
 LFW = SHARED / "data" / "lfw" / "lfw-deepfunneled.tar"
@@ -190,7 +190,7 @@ def test_the_most_similar_identities_are_those_of_brute_force(monkeypatch):
 
 def test_distributions_survive_a_file(tmp_path):
     distributions = score_distributions(*faces(identities=5))
-    write_distributions(tmp_path / "histograms.npz", distributions)
+    write_npz(tmp_path / "histograms.npz", **vars(distributions))
     assert metrics(read_distributions(tmp_path / "histograms.npz")) == metrics(distributions)
 
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from models.margin_heads import CosFace
 from utils.faces.packed import PackedFaces
-from utils.recognition.recogniser_training import RecogniserLoss, epoch_order, training_set, verification_accuracy
+from utils.recognition.recogniser_training import RecogniserLoss, TrainingSet, epoch_order, verification_accuracy
 from utils.runtime.errors import UserError
 
 
@@ -24,7 +24,7 @@ def packed(counts: list[int]) -> PackedFaces:
 
 def test_a_tenth_of_the_people_with_pairs_is_held_out_and_the_others_are_classes():
     faces = packed([1, 3, 2] * 10)  # a third has one image and can make no genuine pair
-    data = training_set(faces, keep=None)
+    data = TrainingSet.choose(faces, keep=None)
     assert data.held_out_identities == ["p01", "p10", "p20"]  # of the twenty with two or more: the first, 7th and 14th
     held_out = np.isin(faces.labels, (1, 10, 20))
     assert data.held_out_rows.tolist() == np.flatnonzero(held_out).tolist()
@@ -38,9 +38,9 @@ def test_a_tenth_of_the_people_with_pairs_is_held_out_and_the_others_are_classes
 
 def test_a_keep_list_chooses_images_but_not_who_is_held_out():
     faces = packed([2] * 8)
-    everything = training_set(faces, keep=None)
+    everything = TrainingSet.choose(faces, keep=None)
     assert everything.held_out_identities == ["p00", "p04"]
-    data = training_set(faces, keep={"p01/1.png", "p02/0.png", "p02/1.png", "p00/0.png", "p07/1.png"})
+    data = TrainingSet.choose(faces, keep={"p01/1.png", "p02/0.png", "p02/1.png", "p00/0.png", "p07/1.png"})
     assert data.held_out_identities == everything.held_out_identities
     assert data.held_out_rows.tolist() == everything.held_out_rows.tolist()
     assert faces.paths[data.rows].tolist() == ["p01/1.png", "p02/0.png", "p02/1.png", "p07/1.png"]
@@ -52,7 +52,7 @@ def test_a_keep_list_chooses_images_but_not_who_is_held_out():
                                            ([1, 1, 1, 1, 2], "2 of 5 people, 1 of whom are eligible")])
 def test_too_few_people_are_refused(counts, words):
     with pytest.raises(UserError, match=words):
-        training_set(packed(counts), keep=None)
+        TrainingSet.choose(packed(counts), keep=None)
 
 
 # ---- the order -------------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def write_run(output: Path, name: str, spread: float, arguments: dict[str, str],
     labels, folder = np.repeat(PEOPLE, IMAGES), places.scores(run, config)
     distributions = scores.score_distributions(embeddings, labels)
     write_npz(folder / "bootstrap.npz", identities=np.unique(labels), fdr=np.full(20, spread))
-    scores.write_distributions(folder / "histograms.npz", distributions)
+    write_npz(folder / "histograms.npz", **vars(distributions))
     write_json(folder / "metrics.json", scores.metrics(distributions) | {
         "intervals": {"fdr": [1.0, 2.0]}, "identities": len(PEOPLE), "images": len(labels), "variety": {"vendi": 7.25},
         "coverage": 0.625, "real_coverage": 0.9375, "real_faces": 500,

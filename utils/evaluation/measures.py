@@ -52,7 +52,7 @@ def measure(folder: Path, embeddings: np.ndarray, labels: np.ndarray, real: tupl
                       **{f"left_out_{name}": values for name, values in left_out.items()})
         metrics["intervals"] = {name: scores.interval(values) for name, values in resampled.items()} | {
             name: variety.jackknife_interval(metrics[name], values) for name, values in left_out.items()}
-    scores.write_distributions(folder / "histograms.npz", distributions)
+    write_npz(folder / "histograms.npz", **vars(distributions))
     write_json(folder / "metrics.json", metrics)  # last: where it exists, all of them do
 
 

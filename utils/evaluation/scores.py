@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from utils.runtime.errors import UserError
-from utils.runtime.files import read_npz, write_npz
+from utils.runtime.files import read_npz
 
 # A bin is 1e-5 wide. Rates read at bin edges differ from the raw ones by the share of scores inside one bin: some
 # 1e-4 even for a distribution with a standard deviation of 0.03.
@@ -44,13 +44,8 @@ class ScoreDistributions:
     impostor_std: float
 
 
-def write_distributions(path: Path | str, distributions: ScoreDistributions) -> None:
-    """Write an .npz file with one array for each field."""
-    write_npz(path, **vars(distributions))
-
-
 def read_distributions(path: Path | str) -> ScoreDistributions:
-    """Raises UserError where the file is damaged or lacks a field."""
+    """Those of an .npz file with one array for each field. Raises UserError where it is damaged or lacks one."""
     return ScoreDistributions(**read_npz(path, [field.name for field in fields(ScoreDistributions)]))
 
 

@@ -1,7 +1,6 @@
 """A dataset card beside a sampled set, so that its folder can be published as it is: README.md with the hub's YAML head."""
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from string import Template
@@ -97,14 +96,13 @@ def shown(value: Any) -> Any:
 
 def figures(run: Path) -> str:
     """A row for each recogniser that scored the run."""
-    rows = [row(file.parent.name, read_json(file)) for file in sorted((run / "scores").glob("*/metrics.json"))]
+    rows = []
+    for file in sorted((run / "scores").glob("*/metrics.json")):
+        metrics = read_json(file)
+        values = [f"{metrics.get(name, math.nan):.4f}" for name in METRICS]
+        rows.append(f"| {' | '.join([file.parent.name, str(metrics.get('images', '')), *values])} |")
     if not rows:
         return "Not measured yet (`align.py`, `plot_distributions.py`)."
     head = ["recogniser", "images", *METRICS.values()]
     return "\n".join(["Genuine and impostor scores of the aligned faces (`plot_distributions.py`).", "",
                       f"| {' | '.join(head)} |", "|---" * len(head) + "|", *rows])
-
-
-def row(recogniser: str, metrics: Mapping[str, Any]) -> str:
-    values = [f"{metrics.get(name, math.nan):.4f}" for name in METRICS]
-    return f"| {' | '.join([recogniser, str(metrics.get('images', '')), *values])} |"

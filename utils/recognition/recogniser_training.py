@@ -39,25 +39,25 @@ class TrainingSet:
     held_out_identities: list[str]
     empty_identities: list[str]
 
+    @classmethod
+    def choose(cls, packed: PackedFaces, keep: Collection[str] | None) -> "TrainingSet":
+        """Hold identities out, evenly spread over those with two images or more, and keep what `keep` names.
 
-def training_set(packed: PackedFaces, keep: Collection[str] | None) -> TrainingSet:
-    """Hold identities out, evenly spread over those with two images or more, and keep what `keep` names.
-
-    Args:
-        keep: `<identity>/<image>` of the images to train on; None: all. It does not change who is held out.
-    Raises:
-        UserError: too few identities.
-    """
-    names, count = packed.identities, len(packed.identities)
-    with_pairs = np.flatnonzero(np.bincount(packed.labels, minlength=count) >= 2)
-    chosen = held_out(with_pairs, count, HELD_OUT_PART, MOST_HELD_OUT)
-    is_held_out = np.isin(packed.labels, chosen)
-    trained = ~is_held_out & (True if keep is None else np.isin(packed.paths, list(keep)))
-    rows = np.flatnonzero(trained)
-    classes, labels = np.unique(packed.labels[rows], return_inverse=True)
-    held_out_rows = np.flatnonzero(is_held_out)
-    empty = np.setdiff1d(np.arange(count), np.concatenate([classes, chosen]))
-    return TrainingSet(rows, labels, len(classes), held_out_rows, packed.labels[held_out_rows],
+        Args:
+            keep: `<identity>/<image>` of the images to train on; None: all. It does not change who is held out.
+        Raises:
+            UserError: too few identities.
+        """
+        names, count = packed.identities, len(packed.identities)
+        with_pairs = np.flatnonzero(np.bincount(packed.labels, minlength=count) >= 2)
+        chosen = held_out(with_pairs, count, HELD_OUT_PART, MOST_HELD_OUT)
+        is_held_out = np.isin(packed.labels, chosen)
+        trained = ~is_held_out & (True if keep is None else np.isin(packed.paths, list(keep)))
+        rows = np.flatnonzero(trained)
+        classes, labels = np.unique(packed.labels[rows], return_inverse=True)
+        held_out_rows = np.flatnonzero(is_held_out)
+        empty = np.setdiff1d(np.arange(count), np.concatenate([classes, chosen]))
+        return cls(rows, labels, len(classes), held_out_rows, packed.labels[held_out_rows],
                        names[chosen].tolist(), names[empty].tolist())
 
 

@@ -112,8 +112,8 @@ class Record:
         if state is State.MAKE and self.target is not None:
             self.target.unlink(missing_ok=True)
         if state is not State.DONE:
-            sources = {path_from(self.file, Path(source)): {"sha256": file_digest(source), "seen": seen(Path(source))}
-                       for source in self.sources}
+            sources = {os.path.relpath(Path(source).resolve(), self.file.parent.resolve()): {  # a project may be moved
+                "sha256": file_digest(source), "seen": seen(Path(source))} for source in self.sources}
             write_json(self.file, {"format": FORMAT, "decides": self._plain(self.decides), "may_change": changes, **about,
                                    "sources": sources, "versions": versions()})
         return state
@@ -248,11 +248,6 @@ def seen(file: Path) -> list[int]:
     """Inode, size and times, ns: while these stay, a file need not be read again."""
     status = file.stat()
     return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-
-
-def path_from(record: Path, source: Path) -> str:
-    """The path of a source from a record's folder: a project that is moved keeps it."""
-    return os.path.relpath(source.resolve(), record.parent.resolve())
 
 
 def versions() -> dict[str, str]:
