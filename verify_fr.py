@@ -24,7 +24,7 @@ from config.load import load_config
 from models.published import backbone_digest, load_backbone
 from utils.evaluation.all_pairs import tar_at_far, tar_name
 from utils.evaluation.face_sets import FaceSet, embed_folder, face_sets, pair_lists
-from utils.evaluation.paper import FAR, MEAN_OF
+from utils.evaluation.paper import IJBC_FAR, MEAN_OF
 from utils.evaluation.tables import all_pairs_table, verification_table
 from utils.evaluation.verification import BENCHMARKS, decode, ijb, mirror_sum, read_bin, read_ijbc_meta, ten_fold
 from utils.faces.images import read_image
@@ -117,8 +117,8 @@ def verify_ijbc(folder: Path, embed_both: partial) -> dict[str, float]:
         return warp(read_image(folder / "loose_crop" / name), landmarks, TEMPLATES["arcface"])
 
     features = embed_both(list(zip(meta.names, meta.landmarks, strict=True)), read=aligned)
-    _, tar = ijb(features, meta, list(FAR.values()))
-    return {name: 100 * value for name, value in zip(FAR, tar, strict=True)}
+    _, tar = ijb(features, meta, list(IJBC_FAR.values()))
+    return {name: 100 * value for name, value in zip(IJBC_FAR, tar, strict=True)}
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ SCORES = {
 LFW_FOLDERS = ("lfw", "lfw-deepfunneled", "lfw_funneled")  # what LFW is called where it is unpacked
 
 # Trained on 10,000 identities x 50 images of each generator, in per cent.
-FAR = {"IJB-C TAR@1e-5": 1e-5, "IJB-C TAR@1e-4": 1e-4}
-VERIFICATION_COLUMNS = ("LFW", "AgeDB-30", "CFP-FP", "CALFW", "CPLFW", "mean", *FAR)
+IJBC_FAR = {"IJB-C TAR@1e-5": 1e-5, "IJB-C TAR@1e-4": 1e-4}
+VERIFICATION_COLUMNS = ("LFW", "AgeDB-30", "CFP-FP", "CALFW", "CPLFW", "mean", *IJBC_FAR)
 VERIFICATION = {
     "IDiff-Face (FFHQ)": (98.00, 86.43, 85.47, 90.65, 80.45, 88.20, 20.60, 62.60),
     "NegFaceDiff (FFHQ)": (97.60, 86.53, 85.33, 90.28, 80.73, 88.10, 58.09, 73.93),
