@@ -43,7 +43,7 @@ from utils.runtime.records import Record
 from utils.training import faces as training_faces
 from utils.training.batches import GeneratorBatches
 from utils.training.draws import drawn_batches
-from utils.training.extras import EXTRAS, context_scale
+from utils.training.extras import EXTRAS, Partners, context_scale
 from utils.training.generator_loss import GeneratorLoss
 from utils.training.loop import Budget, Training
 from utils.training.validation import held_out_scores, plot_curves
@@ -115,7 +115,7 @@ def main() -> None:
         write_diffusion(folder, network_settings, averaged().state_dict(), betas, size["image_size"], prediction)
 
     unet.train()
-    batch = GeneratorBatches(latents, contexts, rows, faces.labels[rows], use, len(betas), ranks.device)
+    batch = GeneratorBatches(latents, contexts, rows, Partners(faces.labels[rows]), use, len(betas), ranks.device)
     training.run(drawn_batches(len(rows), recipe.batch_size, settings.seed, ranks, batch), loss, validate, VALIDATIONS, keep=keep,
                  after_step=lambda: average.step(unet.parameters()))
     ranks.print(f"{folder}: {training.step} steps in {training.seconds / 60:.1f} minutes, best FDR {training.best:.3f} on "

@@ -157,21 +157,13 @@ def face_cache(config: Config, folders: Sequence[str] = ()) -> Path:
     return Path(config.paths.output) / "faces" / "+".join(names)
 
 
-def experiment_folder(config: Config) -> Path:
-    return Path(config.paths.output) / "experiment"
+def experiment_folder(config: Config, name: str = "experiment") -> Path:
+    return Path(config.paths.output) / name
 
 
 def solvers_folder(config: Config) -> Path:
     return Path(config.paths.output) / "solvers"
 
 
-def memorisation_folder(config: Config) -> Path:
-    return Path(config.paths.output) / "memorisation"
-
-
 def reconstruction_sheet(config: Config) -> Path:
     return Path(config.paths.output) / "reconstruction" / f"{Path(config.model.first_stage_encoder).parent.name}.png"
-
-
-def training_set_folder(config: Config) -> Path:
-    return Path(config.paths.output) / "training_set"

@@ -71,7 +71,7 @@ def main() -> None:
                         "person are; give a folder of identity folders")
     others, _ = nearest_of(np.array(real[held_out]), trained)
 
-    folder = places.memorisation_folder(config)
+    folder = places.experiment_folder(config, "memorisation")
     write_csv(folder / "nearest.csv", COLUMNS,
                    [(f"{similarity:.4f}", f"{file.parent.name}/{file.name}", faces.files[row].name)
                     for similarity, file, row in pairs])

@@ -48,7 +48,7 @@ DESCRIBED = 5000  # faces of each set at the most
 
 def main() -> None:
     config = load_config(__doc__, reads=("paths", "contexts", "align", "training", "scores"))
-    ranks, folder = distributed.setup(config.device), places.training_set_folder(config)
+    ranks, folder = distributed.setup(config.device), places.experiment_folder(config, "training_set")
     recogniser_file = Path(config.contexts.recogniser)
     recogniser = load_backbone(recogniser_file).to(ranks.device)
 

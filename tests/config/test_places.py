@@ -61,7 +61,7 @@ def test_everything_lies_in_the_output_root():
               places.scores(run, config), places.fr_folder(config), places.packed_faces(config, "0" * 64)]
     assert all(place.is_relative_to(run) for place in in_run) and len(set(in_run)) == len(in_run)
     elsewhere = [places.contexts_file(config), places.negatives_file(config), places.training_folder(config),
-                 places.face_cache(config), places.experiment_folder(config), places.memorisation_folder(config),
+                 places.face_cache(config), places.experiment_folder(config), places.experiment_folder(config, "memorisation"),
                  places.solvers_folder(config), places.verification_file(Path("data/r50.pth"), "ab" * 32, config)]
     assert all(place.is_relative_to("/data/out") for place in elsewhere) and len(set(elsewhere)) == len(elsewhere)
     assert places.alignment_record(places.aligned(run)) == run / "aligned" / "align.json"

@@ -152,20 +152,17 @@ def _prominence(face: Face, height: int, width: int) -> float:
 
 # ---- in worker processes ---------------------------------------------------------------------------------------------
 
+@dataclass
 class FaceBatches(Dataset):
     """Batches of images, detected where they are asked for.
 
     Item i is, for each image of batch i, what `of_face` makes of it, or the reason (str) why there is no face.
-
-    Args:
-        batches: image files.
-        of_face: (image [H, W, 3] uint8 RGB, landmarks [5, 2]) -> an array; it may raise LandmarkError.
-        minimum_face: the smallest face to look for, as a part of the image's shorter side.
     """
 
-    def __init__(self, batches: Sequence[Sequence[Path]], of_face: Callable[[np.ndarray, np.ndarray], np.ndarray],
-                 minimum_face: float, device: torch.device) -> None:
-        self.batches, self.of_face, self.minimum_face, self.device = batches, of_face, minimum_face, device
+    batches: Sequence[Sequence[Path]]  # image files
+    of_face: Callable[[np.ndarray, np.ndarray], np.ndarray]  # (image [H, W, 3] uint8 RGB, landmarks [5, 2]) -> an array
+    minimum_face: float  # the smallest face to look for, as a part of the image's shorter side
+    device: torch.device
 
     @cached_property
     def detector(self) -> FaceDetector:

@@ -1,5 +1,6 @@
 """What the first stage and the generator are shown at a step: batches of images, of latents and contexts."""
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,17 +11,14 @@ from utils.training.draws import Draws
 from utils.training.extras import Partners, altered
 
 
+@dataclass(frozen=True)
 class ImageBatches:
-    """Images of crops, half of them mirrored.
+    """Images of crops, half of them mirrored."""
 
-    Args:
-        crops: [N, S, S, 3] uint8 RGB.
-        rows: of the crops to train on.
-        latent_shape: (C, h, w), of the first stage.
-    """
-
-    def __init__(self, crops: np.ndarray, rows: np.ndarray, latent_shape: tuple[int, int, int], device: torch.device) -> None:
-        self.crops, self.rows, self.latent_shape, self.device = crops, rows, latent_shape, device
+    crops: np.ndarray  # [N, S, S, 3] uint8 RGB
+    rows: np.ndarray  # of the crops to train on
+    latent_shape: tuple[int, int, int]  # of the first stage
+    device: torch.device
 
     def of(self, rows: np.ndarray) -> Tensor:
         """Some crops as they are, [B, 3, S, S] in [-1, 1]."""
@@ -35,20 +33,17 @@ class ImageBatches:
         return *self.mirrored(draws, numbers), draws.normal(*self.latent_shape)
 
 
+@dataclass(frozen=True)
 class GeneratorBatches:
-    """What GeneratorLoss takes: x_0, noise, t, contexts as the network sees them, contexts as they are.
+    """What GeneratorLoss takes: x_0, noise, t, contexts as the network sees them, contexts as they are."""
 
-    Args:
-        latents: [2, N, C, h, w], of the crops and of their mirror images; contexts: [N, D].
-        rows, labels: [M], of the faces to train on, and who they are.
-        use: names in EXTRAS.
-        T: number of timesteps.
-    """
-
-    def __init__(self, latents: np.ndarray, contexts: np.ndarray, rows: np.ndarray, labels: np.ndarray, use: Collection[str],
-                 T: int, device: torch.device) -> None:
-        self.latents, self.contexts, self.rows, self.use, self.T, self.device = latents, contexts, rows, use, T, device
-        self.partners = Partners(labels)
+    latents: np.ndarray  # [2, N, C, h, w], of the crops and of their mirror images
+    contexts: np.ndarray  # [N, D]
+    rows: np.ndarray  # of the faces to train on
+    partners: Partners  # of these
+    use: Collection[str]  # names in EXTRAS
+    T: int
+    device: torch.device
 
     def __call__(self, draws: Draws, numbers: np.ndarray) -> tuple[Tensor, ...]:
         mirrored = (draws.uniform_on_host() < 0.5).astype(int)

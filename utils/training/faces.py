@@ -91,11 +91,7 @@ def prepare(roots: Sequence[str], leave_out: str, whole: bool, minimum_face: flo
     if len(left_out) == len(folders):
         raise UserError(f"training.leave_out: leaves nobody of {','.join(roots)}; name fewer identities")
 
-    def find_alone() -> TrainingFaces:
-        with alone(cache):
-            return find(folders, cache, whole, minimum_face, ranks.device)
-
-    faces = ranks.main_first(find_alone)
+    faces = ranks.main_first(lambda: find(folders, cache, whole, minimum_face, ranks.device))
     missing = sum(map(len, folders.values())) - len(faces.files)
     ranks.print(f"{','.join(roots)}: {len(faces.files)} faces of {len(faces.identities)} people"
                 + (f"; {missing} images without a face are listed in {cache / 'failures.csv'}" if missing else "")
@@ -155,8 +151,9 @@ def find(folders: Mapping[str, Sequence[Path]], cache: Path, whole: bool, minimu
     digest = text_digest(f"{face_folders.listing(folders)} {whole} {minimum_face} {DETECTOR}")
     landmarks, found = None, np.ones(len(files), dtype=bool)
     if not whole:
-        landmarks, failures = _landmarks(files, cache / "landmarks.npz", digest, minimum_face, device)
-        write_list(cache, "failures", {(names[labels[i]], files[i].name): reason for i, reason in failures.items()})
+        with alone(cache):
+            landmarks, failures = _landmarks(files, cache / "landmarks.npz", digest, minimum_face, device)
+            write_list(cache, "failures", {(names[labels[i]], files[i].name): reason for i, reason in failures.items()})
         found = np.isfinite(landmarks).all(axis=(1, 2))
         if not found.any():
             raise UserError(f"{os.path.commonpath(files)}: no face was found in its {len(files)} images; see "
