@@ -23,17 +23,19 @@ from config import places
 from config.config import Config
 from config.load import load_config
 from models.published import backbone_digest, load_backbone
-from utils.evaluation import measures, variety
+from utils.evaluation import variety
+from utils.evaluation.measures import Scored, measure
 from utils.evaluation.plots import plot_faces, plot_scores
+from utils.evaluation.scores import read_distributions
 from utils.evaluation.tables import score_table, variety_table
 from utils.faces.aligned import alignment_setting, read_kept
 from utils.faces.dataset_card import write_cards
 from utils.faces.folders import select
-from utils.recognition.scorer import RealFaces, Scorer, real_faces
+from utils.recognition.scorer import Scorer, real_faces
 from utils.runtime import ranks as distributed
 from utils.runtime.errors import UserError, run_script
 from utils.runtime.figures import save_figure
-from utils.runtime.files import write_text
+from utils.runtime.files import read_json, write_text
 from utils.runtime.progress import announce
 from utils.runtime.records import Record
 
@@ -54,8 +56,8 @@ def main() -> None:
     # score every run that has no scores yet
     scorer = Scorer(load_backbone(config.scores.recogniser, "scores.recogniser"), backbone_digest(config.scores.recogniser),
                     device)
-    real = real_faces(Path(config.scores.real), places.real_embeddings(config), scorer) if config.scores.real else None
-    results = [score(folder, config, scorer, real) for folder in dict.fromkeys(folders)]
+    real = real_faces(Path(config.scores.real), places.real_embeddings(config), scorer) if config.scores.real else (None, "")
+    results = [score(folder, config, scorer, *real) for folder in dict.fromkeys(folders)]
 
     # the paper's rows beside ours, and how images vary; one plot
     together = Path(os.path.commonpath([folder.parent for folder in folders])) if config.scores.overlay else folders[0]
@@ -76,20 +78,20 @@ def main() -> None:
     print(f"written to {target}")
 
 
-def score(run: Path, config: Config, scorer: Scorer, real: RealFaces | None) -> measures.Scored:
+def score(run: Path, config: Config, scorer: Scorer, real: variety.Halves | None, real_digest: str) -> Scored:
     """The scores of a run; those already there are read where they are of the same faces."""
     settings, folder, aligned = config.scores, places.scores(run, config), places.aligned(run)
     kept = select(read_kept(aligned), settings.identities, settings.images_per_identity)
     decides = scorer.decides(kept, alignment_setting(aligned, "template"))
-    record = Record(folder / "scores.json", {**decides, "replicates": REPLICATES, "scores.real": real.listing if real else ""},
+    record = Record(folder / "scores.json", {**decides, "replicates": REPLICATES, "scores.real": real_digest},
                     target=folder / "metrics.json")
     with record.making(folder / "embeddings.npz", folder / "histograms.npz", config=asdict(config)) as is_new:
         if is_new:
             labels = np.repeat(list(kept), [len(images) for images in kept.values()])
             announce("scores", len(labels), "faces", folder, FACE_SIZE + HISTOGRAMS_SIZE / len(labels), files=5)
             embeddings = scorer.embeddings(kept, decides, folder / "embeddings.npz")
-            measures.measure(folder, embeddings, labels, real.halves if real else None, REPLICATES, scorer.device)
-        return measures.read(run, folder)
+            measure(folder, embeddings, labels, real, REPLICATES, scorer.device)
+        return Scored(run, folder, read_distributions(folder / "histograms.npz"), read_json(folder / "metrics.json"))
 
 
 if __name__ == "__main__":

@@ -32,8 +32,7 @@ from utils.runtime.errors import UserError, run_script
 from utils.runtime.files import write_safetensors
 from utils.runtime.records import Record
 from utils.training import faces as training_faces
-from utils.training.autoencoder_loss import ContinuousLoss, DecodingLoss
-from utils.training.batches import ImageBatches
+from utils.training.autoencoder_loss import ContinuousLoss, DecodingLoss, ImageBatches
 from utils.training.draws import drawn_batches
 from utils.training.loop import Budget, Training
 from utils.training.quantisation import freeze_encoder, quantise

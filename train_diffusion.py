@@ -41,10 +41,9 @@ from utils.runtime.errors import UserError, run_script
 from utils.runtime.files import file_digest, write_npz
 from utils.runtime.records import Record
 from utils.training import faces as training_faces
-from utils.training.batches import GeneratorBatches
 from utils.training.draws import drawn_batches
 from utils.training.extras import EXTRAS, Partners, context_scale
-from utils.training.generator_loss import GeneratorLoss
+from utils.training.generator_loss import GeneratorBatches, GeneratorLoss
 from utils.training.loop import Budget, Training
 from utils.training.validation import held_out_scores, plot_curves
 

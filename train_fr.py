@@ -117,11 +117,7 @@ def main() -> None:
 
 
 def packed_faces(config: Config, ranks: distributed.Ranks) -> tuple[packed.PackedFaces, TrainingSet, str]:
-    """All faces as one array, those of them to train on and to hold out, and the digest of all.
-
-    Raises:
-        UserError: there are no faces, a list names others, or the keep-list leaves none to train on.
-    """
+    """All faces as one array, those to train on and to hold out, and the digest of all. Raises UserError where none are left."""
     fr = config.fr
     faces = folders.identity_folders(fr.images) if fr.images else read_kept(places.aligned(places.run_folder(config)))
     leave_out = read_names(fr.leave_out, "fr.leave_out", faces) if fr.leave_out else ()

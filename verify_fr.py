@@ -11,7 +11,7 @@ Writes  verification.json beside the backbone of a training run, of any other in
 if __name__ == "__main__":
     from utils.runtime.errors import listen
     listen()  # the imports take seconds
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -47,9 +47,17 @@ def main() -> None:
     embed_both = partial(embed, load_backbone(file), device=device, mirror=True)
     lists, sets = pair_lists(settings.lfw_pairs, settings.lfw_faces), face_sets(settings.all_pairs, settings.people)
 
-    # by benchmark: mean and standard deviation over ten folds, and counts; TAR at FAR in per cent
-    results, counts = verify_bins(settings.bins, embed_both) if settings.bins else ({}, {})
-    of_all_pairs = {}
+    # pairs of images: the .bin benchmarks, and what is made of folders of faces
+    results, counts, of_all_pairs = {}, {}, {}
+    for name, stem in BENCHMARKS.items():
+        if settings.bins and (bin_file := Path(settings.bins) / f"{stem}.bin").is_file():
+            images, same = read_bin(bin_file)
+            embeddings = mirror_sum(embed_both(images, read=decode))
+            results[name] = ten_fold(embeddings[0::2], embeddings[1::2], same, bin_file)
+            counts[name] = {"pairs": len(same)}
+    if settings.bins and not results:
+        raise UserError(f"{settings.bins}: holds none of {', '.join(f'{stem}.bin' for stem in BENCHMARKS.values())}; give "
+                        "the folder with insightface's benchmarks (verify.bins)")
     for folder in dict.fromkeys(item.folder for item in (*lists, *sets)):
         here, sets_here = ([item for item in items if item.folder == folder] for items in (lists, sets))
         names = {name for item in (*here, *sets_here) for name in item.names()}
@@ -64,8 +72,14 @@ def main() -> None:
     percent = {name: 100 * mean for name, (mean, _) in results.items()}
     if all(name in percent for name in MEAN_OF):
         percent["mean"] = sum(percent[name] for name in MEAN_OF) / len(MEAN_OF)
+
+    # templates of images: IJB-C, aligned by the meta file's landmarks to the unshifted template
     if settings.ijbc:
-        percent |= verify_ijbc(Path(settings.ijbc), embed_both)
+        meta, folder = read_ijbc_meta(Path(settings.ijbc) / "meta"), Path(settings.ijbc) / "loose_crop"
+        crops = [(folder / name, points) for name, points in zip(meta.names, meta.landmarks, strict=True)]
+        features = embed_both(crops, read=lambda crop: warp(read_image(crop[0]), crop[1], TEMPLATES["arcface"]))
+        _, tar = ijb(features, meta, list(IJBC_FAR.values()))
+        percent |= {name: 100 * value for name, value in zip(IJBC_FAR, tar, strict=True)}
 
     digest = backbone_digest(file)
     target = places.verification_file(file, digest, config)
@@ -82,21 +96,6 @@ def main() -> None:
     print(f"written to {target}")
 
 
-def verify_bins(folder: str, embed_both: partial) -> tuple[dict[str, tuple[float, float]], dict[str, dict[str, int]]]:
-    """Those of BENCHMARKS that are in a folder: mean and standard deviation of the accuracy, in [0, 1], and counts."""
-    results, counts = {}, {}
-    for name, stem in BENCHMARKS.items():
-        if (file := Path(folder) / f"{stem}.bin").is_file():
-            images, same = read_bin(file)
-            embeddings = mirror_sum(embed_both(images, read=decode))
-            results[name] = ten_fold(embeddings[0::2], embeddings[1::2], same, file)
-            counts[name] = {"pairs": len(same)}
-    if not results:
-        raise UserError(f"{folder}: holds none of {', '.join(f'{stem}.bin' for stem in BENCHMARKS.values())}; give "
-                        "the folder with insightface's benchmarks (verify.bins)")
-    return results, counts
-
-
 def verify_all_pairs(item: FaceSet, embeddings: Mapping[str, np.ndarray], device: torch.device) -> dict:
     """TAR at FAR over all pairs, in per cent, with 90% intervals over identities."""
     labels = [identity for identity, names in item.faces.items() for _ in names]
@@ -105,20 +104,6 @@ def verify_all_pairs(item: FaceSet, embeddings: Mapping[str, np.ndarray], device
             "impostor_pairs": result.impostor_pairs,
             "per_cent": {tar_name(far): 100 * tar for far, tar in result.tar.items()},
             "intervals": {tar_name(far): [100 * limit for limit in limits] for far, limits in result.intervals.items()}}
-
-
-def verify_ijbc(folder: Path, embed_both: partial) -> dict[str, float]:
-    """TAR at each FAR over the pairs of templates of IJB-C, in per cent."""
-    meta = read_ijbc_meta(folder / "meta")
-
-    def aligned(crop: tuple[str, Sequence]) -> np.ndarray:
-        """A loose crop, by the meta file's landmarks [5, 2] on the unshifted template."""
-        name, landmarks = crop
-        return warp(read_image(folder / "loose_crop" / name), landmarks, TEMPLATES["arcface"])
-
-    features = embed_both(list(zip(meta.names, meta.landmarks, strict=True)), read=aligned)
-    _, tar = ijb(features, meta, list(IJBC_FAR.values()))
-    return {name: 100 * value for name, value in zip(IJBC_FAR, tar, strict=True)}
 
 
 if __name__ == "__main__":

@@ -33,7 +33,6 @@ from utils.training import faces as training_faces
 
 HIGHEST = 10
 BLOCK = 1024  # generated faces compared at once
-COLUMNS = ("similarity", "generated", "training_face")
 
 
 def main() -> None:
@@ -72,9 +71,8 @@ def main() -> None:
     others, _ = nearest_of(np.array(real[held_out]), trained)
 
     folder = places.experiment_folder(config, "memorisation")
-    write_csv(folder / "nearest.csv", COLUMNS,
-                   [(f"{similarity:.4f}", f"{file.parent.name}/{file.name}", faces.files[row].name)
-                    for similarity, file, row in pairs])
+    write_csv(folder / "nearest.csv", ("similarity", "generated", "training_face"), [
+        (f"{similarity:.4f}", f"{file.parent.name}/{file.name}", faces.files[row].name) for similarity, file, row in pairs])
     contact_sheet([[read_image(file), np.array(crops[row])] for _, file, row in pairs], folder / "nearest.png")
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()

@@ -202,11 +202,7 @@ def load_backbone(file: Path | str, setting: str = "contexts.recogniser") -> nn.
 
 
 def frozen(backbone: nn.Module, file: Path | str, device: torch.device) -> nn.Module:
-    """The backbone on a device, to train other networks through: its own weights stay.
-
-    Raises:
-        UserError: it gives no gradients, as those in ncnn's format do not.
-    """
+    """The backbone on a device, to train through: its weights stay. Raises UserError where it gives no gradients (ncnn)."""
     if not hasattr(backbone, "with_early_features"):
         raise UserError(f"{file}: training needs gradients through the recogniser, which ncnn does not give; set "
                         "contexts.recogniser to weights in another format")

@@ -13,18 +13,12 @@ C = 30.0
 
 @dataclass(frozen=True)
 class Attribute:
-    """A classifier of one attribute.
-
-    Attributes:
-        name: of the attribute.
-        classifier: of embeddings.
-        accuracy: on labelled faces that it was not trained on. majority: what always guessing the commonest class would get.
-    """
+    """A classifier of one attribute."""
 
     name: str
-    classifier: LogisticRegression
-    accuracy: float
-    majority: float
+    classifier: LogisticRegression  # of embeddings
+    accuracy: float  # on labelled faces that it was not trained on
+    majority: float  # what always guessing the commonest class would get
 
 
 def age_group(age: int) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from utils.evaluation import scores, variety
-from utils.runtime.files import read_json, read_npz, write_json, write_npz
+from utils.runtime.files import read_npz, write_json, write_npz
 from utils.runtime.records import versions
 
 BOOTSTRAP_IDENTITIES = 1000  # at most: the paper's subset; resampling takes time with their square
@@ -24,8 +24,8 @@ class Scored:
     metrics: Mapping[str, Any]
 
 
-def measure(folder: Path, embeddings: np.ndarray, labels: np.ndarray, real: tuple[np.ndarray, np.ndarray] | None,
-            replicates: int, device: torch.device) -> None:
+def measure(folder: Path, embeddings: np.ndarray, labels: np.ndarray, real: variety.Halves | None, replicates: int,
+            device: torch.device) -> None:
     """Write what there is to say of faces: histograms.npz, bootstrap.npz where there are few identities, metrics.json.
 
     Args:
@@ -54,11 +54,6 @@ def measure(folder: Path, embeddings: np.ndarray, labels: np.ndarray, real: tupl
             name: variety.jackknife_interval(metrics[name], values) for name, values in left_out.items()}
     write_npz(folder / "histograms.npz", **vars(distributions))
     write_json(folder / "metrics.json", metrics)  # last: where it exists, all of them do
-
-
-def read(run: Path, folder: Path) -> Scored:
-    """Raises UserError where a file is damaged."""
-    return Scored(run, folder, scores.read_distributions(folder / "histograms.npz"), read_json(folder / "metrics.json"))
 
 
 def ratio_interval(first: Path, other: Path) -> tuple[float, float] | None:

@@ -21,6 +21,8 @@ GROUPS = 20  # of identities, one of which is left out at a time
 T_QUANTILE = 1.729  # 95% of Student's t with GROUPS - 1 degrees of freedom
 AGAINST_REAL = ("coverage", "recall", "frechet")
 
+Halves = tuple[np.ndarray, np.ndarray]
+
 
 # ---- within an identity ----------------------------------------------------------------------------------------------
 
@@ -78,7 +80,7 @@ def require_prdc() -> None:
         raise UserError("scores.real: coverage and recall need the package prdc; pip install -c constraints.txt prdc") from None
 
 
-def halves(embeddings: ArrayLike, labels: Sequence[str] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def halves(embeddings: ArrayLike, labels: Sequence[str] | np.ndarray) -> Halves:
     """Unit embeddings of real faces [M, D] in two parts, every other identity in each.
 
     Raises:
@@ -92,7 +94,7 @@ def halves(embeddings: ArrayLike, labels: Sequence[str] | np.ndarray) -> tuple[n
     return x[order[first]], x[order[~first]]
 
 
-def against_real(embeddings: ArrayLike, labels: Sequence[str] | np.ndarray, real: tuple[np.ndarray, np.ndarray]
+def against_real(embeddings: ArrayLike, labels: Sequence[str] | np.ndarray, real: Halves
                  ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Coverage, recall and Frechet distance of generated faces, and those that real faces of other people would have.
 

@@ -174,8 +174,11 @@ class FaceBatches(Dataset):
     def __getitem__(self, number: int) -> list[np.ndarray | str]:
         results, waiting, pixels = [], [], 0
         for path in self.batches[number]:
-            waiting.append(read_or_reason(path))
-            pixels += 0 if isinstance(waiting[-1], str) else waiting[-1].shape[0] * waiting[-1].shape[1]
+            try:
+                waiting.append(read_image(path))
+                pixels += waiting[-1].shape[0] * waiting[-1].shape[1]
+            except UserError as error:
+                waiting.append(str(error).removeprefix(f"{path}: "))  # failures.csv names the image already
             if pixels > PIXELS_AT_ONCE:  # photographs: a batch of them would take gigabytes
                 results, waiting, pixels = results + self._detect(waiting), [], 0
         return results + self._detect(waiting)
@@ -189,14 +192,6 @@ class FaceBatches(Dataset):
             return self.of_face(image, choose_landmarks(faces, *image.shape[:2]))
         except LandmarkError as error:
             return str(error)
-
-
-def read_or_reason(image: Path) -> np.ndarray | str:
-    """[H, W, 3] uint8 RGB, or why the file cannot be read."""
-    try:
-        return read_image(image)
-    except UserError as error:
-        return str(error).removeprefix(f"{image}: ")  # failures.csv names the image already
 
 
 class Items(DataLoader):

@@ -22,19 +22,12 @@ BATCHES_AHEAD = 4  # batches read before they are asked for
 
 @dataclass(frozen=True)
 class PackedFaces:
-    """All faces of a training set as one array on disk.
+    """All faces of a training set as one array on disk."""
 
-    Attributes:
-        images: [N, 112, 112, 3] uint8 RGB, memory-mapped, identity by identity.
-        labels: [N] int64, the identity of each image as its place in `identities`.
-        identities: [C] names.
-        paths: [N] `<identity>/<image>`.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    identities: np.ndarray
-    paths: np.ndarray
+    images: np.ndarray  # [N, 112, 112, 3] uint8 RGB, memory-mapped, identity by identity
+    labels: np.ndarray  # [N] int64, the identity of each image as its place in `identities`
+    identities: np.ndarray  # [C] names
+    paths: np.ndarray  # [N] `<identity>/<image>`
 
 
 def pack(folders: Mapping[str, Sequence[Path]], file: Path, digest: str) -> None:
@@ -48,25 +41,22 @@ def pack(folders: Mapping[str, Sequence[Path]], file: Path, digest: str) -> None
     """
     index_file = file.with_suffix(".index.npz")
     with Record(file.with_suffix(".json"), {"images": digest}, target=file).making(index_file) as is_new:
-        if is_new:
-            _pack(folders, file, index_file)
-
-
-def _pack(folders: Mapping[str, Sequence[Path]], file: Path, index_file: Path) -> None:
-    images = [path for paths in folders.values() for path in paths]
-    announce("packing", len(images), "faces", file, 3 * SIZE**2, files=1)
-    write_npz(index_file,
-              labels=np.repeat(np.arange(len(folders)), [len(paths) for paths in folders.values()]),
-              identities=np.array(list(folders)),
-              paths=np.array([f"{identity}/{path.name}" for identity, paths in folders.items() for path in paths]))
-    with atomic_write(file) as temporary, open(temporary, "wb") as array, ThreadPoolExecutor(READERS) as pool:
-        header = {"descr": "|u1", "fortran_order": False, "shape": (len(images), SIZE, SIZE, 3)}
-        np.lib.format.write_array_header_1_0(array, header)
-        with StageBar(total=len(images), desc="packing", unit="image") as bar:
-            for start in range(0, len(images), BLOCK):
-                for image in pool.map(read_aligned, images[start : start + BLOCK]):
-                    array.write(image.tobytes())
-                    bar.update()
+        if not is_new:
+            return
+        images = [path for paths in folders.values() for path in paths]
+        announce("packing", len(images), "faces", file, 3 * SIZE**2, files=1)
+        write_npz(index_file,
+                  labels=np.repeat(np.arange(len(folders)), [len(paths) for paths in folders.values()]),
+                  identities=np.array(list(folders)),
+                  paths=np.array([f"{identity}/{path.name}" for identity, paths in folders.items() for path in paths]))
+        with atomic_write(file) as temporary, open(temporary, "wb") as array, ThreadPoolExecutor(READERS) as pool:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (len(images), SIZE, SIZE, 3)}
+            np.lib.format.write_array_header_1_0(array, header)
+            with StageBar(total=len(images), desc="packing", unit="image") as bar:
+                for start in range(0, len(images), BLOCK):
+                    for image in pool.map(read_aligned, images[start : start + BLOCK]):
+                        array.write(image.tobytes())
+                        bar.update()
 
 
 def load_packed(file: Path) -> PackedFaces:

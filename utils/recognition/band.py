@@ -26,20 +26,13 @@ Faces = Mapping[str, Sequence[Path]]  # identity -> its files
 
 @dataclass(frozen=True)
 class Band:
-    """A band of cosines, and what they are measured by.
+    """A band of cosines, and what they are measured by."""
 
-    Args:
-        lowest, highest: of the cosines of faces that are kept.
-        contexts: identity -> [D], unit norm.
-        embed: N files of aligned faces -> embeddings [N, D].
-        decides: what decides the cosines beside the faces, for their record.
-    """
-
-    lowest: float
+    lowest: float  # cosine of a face that is kept
     highest: float
-    contexts: Mapping[str, np.ndarray]
-    embed: Callable[[Sequence[Path]], np.ndarray]
-    decides: Mapping[str, Any]
+    contexts: Mapping[str, np.ndarray]  # identity -> [D], unit norm
+    embed: Callable[[Sequence[Path]], np.ndarray]  # N files of aligned faces -> embeddings [N, D]
+    decides: Mapping[str, Any]  # what decides the cosines beside the faces, for their record
 
     def outside(self, images: Faces, found: Faces, file: Path, wanted: int) -> dict[Path, str]:
         """The faces that are not kept, and why; says how many images it takes after the first FIRST.
@@ -81,8 +74,7 @@ class Band:
         return f"cosine {cosine:.4f} is " + (f"above {self.highest:g}" if cosine > self.highest else f"below {self.lowest:g}")
 
 
-def faces_in_band(band: Band | None, aligned: Path, every: Mapping[str, Sequence[Path]], faces: Mapping[str, Sequence[Path]],
-                  keep_images: int) -> Mapping[str, Sequence[Path]]:
+def faces_in_band(band: Band | None, aligned: Path, every: Faces, faces: Faces, keep_images: int) -> Faces:
     """The faces that lie in the band, if there is one; the others are listed. `every`: that of every image, found or not."""
     found, file = sum(map(len, faces.values())), places.outside_band(aligned)
     file.unlink(missing_ok=True)  # of another band

@@ -22,22 +22,15 @@ HELD_OUT_PART, MOST_HELD_OUT = 10, 500  # with the paper's 50 images each, 500 p
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The rows of a packed array that are trained on, and those of held-out people, who steer the training.
+    """The rows of a packed array that are trained on, and those of held-out people, who steer the training."""
 
-    Attributes:
-        rows, labels: [N] int64 and [N] int64 in 0 .. num_classes - 1, each class with at least one image.
-        held_out_rows, held_out_labels: [M] int64.
-        held_out_identities: names.
-        empty_identities: names of those that a keep-list left without an image; they are no classes.
-    """
-
-    rows: np.ndarray
-    labels: np.ndarray
+    rows: np.ndarray  # [N] int64
+    labels: np.ndarray  # [N] int64 in 0 .. num_classes - 1, each class with at least one image
     num_classes: int
-    held_out_rows: np.ndarray
-    held_out_labels: np.ndarray
-    held_out_identities: list[str]
-    empty_identities: list[str]
+    held_out_rows: np.ndarray  # [M] int64
+    held_out_labels: np.ndarray  # [M] int64
+    held_out_identities: list[str]  # names
+    empty_identities: list[str]  # names of those that a keep-list left without an image; they are no classes
 
     @classmethod
     def choose(cls, packed: PackedFaces, keep: Collection[str] | None) -> "TrainingSet":

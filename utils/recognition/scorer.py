@@ -38,17 +38,13 @@ class Scorer:
             return embeddings
 
 
-@dataclass(frozen=True)
-class RealFaces:
-    halves: tuple[np.ndarray, np.ndarray]  # unit embeddings [M, D] of every other identity
-    listing: str  # digest
-
-
-def real_faces(folder: Path, cache: Path, scorer: Scorer) -> RealFaces:
+def real_faces(folder: Path, cache: Path, scorer: Scorer) -> tuple[variety.Halves, str]:
     """Real faces to compare with: those that align.py kept or, without its record, any 112 x 112 ones.
 
     Args:
         cache: the file of their embeddings.
+    Returns:
+        The unit embeddings [M, D] of every other identity, in two halves, and the digest of all.
     Raises:
         UserError: there is no such folder, a face is of another size, or there is one identity only.
     """
@@ -60,7 +56,7 @@ def real_faces(folder: Path, cache: Path, scorer: Scorer) -> RealFaces:
     decides = scorer.decides(faces, template)
     embeddings = scorer.embeddings(faces, decides, cache)
     labels = np.repeat(list(faces), [len(images) for images in faces.values()])
-    return RealFaces(variety.halves(embeddings, labels), decides["faces"])
+    return variety.halves(embeddings, labels), decides["faces"]
 
 
 def at_most(faces: Mapping[str, Sequence[Path]], number: int) -> dict[str, list[Path]]:

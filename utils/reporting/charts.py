@@ -15,18 +15,12 @@ POINTS = 200  # of a density, over the cosines from -1 to 1
 
 @dataclass(frozen=True)
 class Series:
-    """One run's curves over a chart's x.
+    """One run's curves over a chart's x."""
 
-    Args:
-        name, run: its label, and the number of the run that gives it its colour.
-        lines: what is drawn, each [N]; all but the first are dashed.
-        columns: what is shown at each x, as texts, a list [N] for each of the chart's columns.
-    """
-
-    name: str
-    run: int
-    lines: Sequence[np.ndarray]
-    columns: Sequence[Sequence[str]]
+    name: str  # its label
+    run: int  # which gives it its colour
+    lines: Sequence[np.ndarray]  # what is drawn, each [N]; all but the first are dashed
+    columns: Sequence[Sequence[str]]  # what is shown at each x, as texts, a list [N] for each of the chart's columns
 
 
 def chart(title: str, x: np.ndarray, series: Sequence[Series], columns: Sequence[str], x_label: str, y_label: str,

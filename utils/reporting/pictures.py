@@ -14,10 +14,9 @@ QUALITY = 88
 
 
 class Pictures:
-    """Encodes images until they are `left` bytes together."""
+    """Encodes images as long as bytes are left."""
 
-    def __init__(self, left: int = MOST_BYTES) -> None:
-        self.left = left
+    left = MOST_BYTES
 
     def shown(self, file: Path | None, name: str) -> dict[str, str]:
         """An image as the template takes it: its name and a WebP data URI, empty where it cannot be read or no bytes are left."""

@@ -29,27 +29,17 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class Record:
-    """What decided a target, as a JSON file beside it.
+    """What decided a target, as a JSON file beside it."""
 
-    Args:
-        file: the record: beside a target file, or inside a target folder.
-        decides: what decides the target: settings by their dotted names, and digests of what it is made from.
-        named_by: the setting that names the target, so that other settings can have a target of their own. Empty: the
-            target is a cache, which is made again where anything that decides it has changed.
-        target: a file that is complete as soon as it exists. None: a folder, which its stage completes file by file.
-        contents: what a target folder never holds before its record is there.
-        may_change: settings that may differ when the target is continued; the record keeps the latest.
-        sources: files that the target is made from and that later stages do not read: check_sources tells these stages
-            whether one has changed since.
-    """
-
-    file: Path
-    decides: Mapping[str, Any]
+    file: Path  # the record: beside a target file, or inside a target folder
+    decides: Mapping[str, Any]  # settings by their dotted names, and digests of what the target is made from
+    # The setting that names the target, so that other settings can have a target of their own. Empty: the target is a cache,
+    # which is made again where anything that decides it has changed.
     named_by: str = ""
-    target: Path | None = None
-    contents: Path | None = None
-    may_change: Mapping[str, Any] = field(default_factory=dict)
-    sources: Sequence[Path | str] = ()
+    target: Path | None = None  # a file that is complete as soon as it exists; None: a folder, completed file by file
+    contents: Path | None = None  # what a target folder never holds before its record is there
+    may_change: Mapping[str, Any] = field(default_factory=dict)  # when the target is continued; the record keeps the latest
+    sources: Sequence[Path | str] = ()  # what it is made from and later stages do not read: see check_sources
 
     def state(self) -> State:
         """What is left to do; what killed processes left is swept.

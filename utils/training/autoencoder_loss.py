@@ -1,17 +1,43 @@
-"""The first stage's losses: pixels, colours, a recogniser's early features and its embeddings, and a discriminator."""
+"""The first stage's batches and losses: pixels, colours, a recogniser's early features and embeddings, a discriminator."""
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from models.autoencoder import Autoencoder
+from utils.recognition.augmentation import network_input
+from utils.training.draws import Draws
 
 CHROMA = 1.0  # weight of the colours: most of an image is its brightness, and without this colours drift to brown
 PERCEPTUAL, IDENTITY = 0.1, 0.05  # weights of the recogniser's early features, and of 1 - cosine of its embeddings
 LATENT_NOISE = 0.1  # keeps neighbouring latents alike
 LATENT_PENALTY = 0.01  # of their mean square: without it the encoder would outgrow the noise
+
+
+@dataclass(frozen=True)
+class ImageBatches:
+    """Images of crops, half of them mirrored."""
+
+    crops: np.ndarray  # [N, S, S, 3] uint8 RGB
+    rows: np.ndarray  # of the crops to train on
+    latent_shape: tuple[int, int, int]  # of the first stage
+    device: torch.device
+
+    def of(self, rows: np.ndarray) -> Tensor:
+        """Some crops as they are, [B, 3, S, S] in [-1, 1]."""
+        return network_input(self.crops[rows], self.device)
+
+    def mirrored(self, draws: Draws, numbers: np.ndarray) -> tuple[Tensor]:
+        images = self.of(self.rows[numbers])
+        return (torch.where((draws.uniform() < 0.5)[:, None, None, None], images.flip(3), images),)
+
+    def with_noise(self, draws: Draws, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Images, and standard normal values of the latents' shape."""
+        return *self.mirrored(draws, numbers), draws.normal(*self.latent_shape)
 
 
 class DecodingLoss(nn.Module):

@@ -51,23 +51,14 @@ AHEAD = 256  # images read ahead of the writing
 
 @dataclass(frozen=True)
 class TrainingFaces:
-    """The faces found in one folder or several.
+    """The faces found in one folder or several."""
 
-    Attributes:
-        files: [N] image files with a face.
-        labels: [N] int64, the identity of each as its place in `identities`.
-        identities: names; of several folders `<folder>/<name>`.
-        landmarks: [N, 5, 2] float64, px of the image; None where images are taken whole.
-        digest: of the images' names and contents and of how the faces were found.
-        left_out: names of the identities that are not to be used.
-    """
-
-    files: list[Path]
-    labels: np.ndarray
-    identities: list[str]
-    landmarks: np.ndarray | None
-    digest: str
-    left_out: Collection[str] = ()
+    files: list[Path]  # [N] images with a face
+    labels: np.ndarray  # [N] int64, the identity of each as its place in `identities`
+    identities: list[str]  # names; of several folders `<folder>/<name>`
+    landmarks: np.ndarray | None  # [N, 5, 2] float64, px of the image; None where images are taken whole
+    digest: str  # of the images' names and contents and of how the faces were found
+    left_out: Collection[str] = ()  # names of the identities that are not to be used
 
     @property
     def margin(self) -> int:

@@ -1,7 +1,9 @@
-"""The generator's loss as a module, so that the ranks can share its gradients."""
+"""The generator's batches, and its loss as a module, so that the ranks can share its gradients."""
 from collections.abc import Collection
 from contextlib import nullcontext
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -9,8 +11,34 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from models.schedule import alpha_bars
 from models.unet import ConditionalUNet
 from utils.training.diffusion_loss import diffusion_loss
-from utils.training.extras import identity_loss, v_target
+from utils.training.draws import Draws
+from utils.training.extras import Partners, altered, identity_loss, v_target
 from utils.training.faces import of_canvas
+
+
+@dataclass(frozen=True)
+class GeneratorBatches:
+    """What GeneratorLoss takes: x_0, noise, t, contexts as the network sees them, contexts as they are."""
+
+    latents: np.ndarray  # [2, N, C, h, w], of the crops and of their mirror images
+    contexts: np.ndarray  # [N, D]
+    rows: np.ndarray  # of the faces to train on
+    partners: Partners  # of these
+    use: Collection[str]  # names in EXTRAS
+    T: int
+    device: torch.device
+
+    def __call__(self, draws: Draws, numbers: np.ndarray) -> tuple[torch.Tensor, ...]:
+        mirrored = (draws.uniform_on_host() < 0.5).astype(int)
+        x_0 = self._to_device(self.latents[mirrored, self.rows[numbers]].astype(np.float32))
+        noise, t = draws.normal(*self.latents.shape[2:]), draws.integers(self.T)
+        own = self._to_device(self.contexts[self.rows[numbers]])
+        other = self._to_device(self.contexts[self.rows[self.partners.other(numbers, draws.uniform_on_host())]])
+        x_0, shown = altered(x_0, own, other, self.use, draws)
+        return x_0.contiguous(memory_format=torch.channels_last), noise, t, shown, own
+
+    def _to_device(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)  # else it waits for the step before
 
 
 class GeneratorLoss(nn.Module):

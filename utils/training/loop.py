@@ -59,49 +59,30 @@ class Budget:
 
 @dataclass
 class Training:
-    """A training run, and everything of it that is saved and restored.
+    """A training run, and everything of it that is saved and restored."""
 
-    Args:
-        name: for its progress bar.
-        state_file, log_file: the state to continue from, and the log (CSV).
-        ranks, budget: see Ranks and Budget.
-        optimizer: of the networks that are trained.
-        parts: what else is saved, by name: whatever has state_dict and load_state_dict.
-        clip: the networks whose gradients are clipped, each by its own norm, and the largest norm.
-        images: of a step, on all ranks together.
-        seed: of what a step draws (dropout), so that a continued run draws the same.
-        rows: of the log, over the whole training.
-        early_stop: stop after that many validations without a better score; 0: never.
-        summed: tensors by name in which each rank gathers its share; saved as their sum.
-        fix: what to do about a loss that is not finite any more.
-
-    Attributes:
-        scheduler: of the learning rate; stepped at each update, or at each validation if `steps_at_validations`.
-        step: updates done. best, best_step: the highest score, and when. log: its rows. notes: what else to remember.
-    """
-
-    name: str
-    state_file: Path
-    log_file: Path
+    name: str  # for its progress bar
+    state_file: Path  # to continue from
+    log_file: Path  # CSV
     ranks: Ranks
     budget: Budget
-    optimizer: torch.optim.Optimizer
-    parts: Mapping[str, Any]
-    clip: Sequence[tuple[nn.Module, float]]
-    images: int
-    seed: int = 0
-    rows: int = ROWS
-    early_stop: int = 0
-    summed: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    fix: str = "begin with a lower learning rate under another name"
-    scheduler: Any = None
-    steps_at_validations: bool = False
+    optimizer: torch.optim.Optimizer  # of the networks that are trained
+    parts: Mapping[str, Any]  # what else is saved, by name: whatever has state_dict and load_state_dict
+    clip: Sequence[tuple[nn.Module, float]]  # networks whose gradients are clipped, each by its own norm; the largest norm
+    images: int  # of a step, on all ranks together
+    seed: int = 0  # of what a step draws (dropout), so that a continued run draws the same
+    rows: int = ROWS  # of the log, over the whole training
+    early_stop: int = 0  # stop after that many validations without a better score; 0: never
+    summed: Mapping[str, torch.Tensor] = field(default_factory=dict)  # in which each rank gathers its share; saved as their sum
+    fix: str = "begin with a lower learning rate under another name"  # where the loss is not finite any more
+    scheduler: Any = None  # of the learning rate; the loop's own by default
+    steps_at_validations: bool = False  # when the scheduler is stepped; else at each update
 
     def __post_init__(self) -> None:
-        self.step, self.seconds = 0, 0.0
-        self.best, self.best_step, self.waited = -math.inf, 0, 0  # waited: validations since the best one
-        self.log: list[dict[str, float]] = []
-        self.notes: dict[str, Any] = {}
+        self.step, self.seconds = 0, 0.0  # updates done, and the time they took
+        self.best, self.best_step, self.waited = -math.inf, 0, 0  # the highest score, when, and validations since
+        self.log: list[dict[str, float]] = []  # its rows
+        self.notes: dict[str, Any] = {}  # what else to remember
         self.totals = torch.zeros(3, dtype=torch.float64, device=self.ranks.device)  # loss, gradient norm and steps since a row
         self.finite = torch.ones((), dtype=torch.bool, device=self.ranks.device)  # all losses and gradients so far
         self.saved = time.monotonic()
