@@ -17,10 +17,10 @@ from pathlib import Path
 
 from config import places
 from config.load import load_config
-from experiments.experiment import STRATEGIES
 from utils.runtime.errors import run_script
 from utils.runtime.progress import in_time
 
+STRATEGIES = ("null", "close", "rand", "mid", "far")
 # Seconds of a stage that is longer than one second, on two CPU cores with AVX-512 and bfloat16.
 SECONDS = {"sample": 16, "align": 4, "plot_distributions": 7, "train_fr": 21}
 

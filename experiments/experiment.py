@@ -1,80 +1,124 @@
-"""The paper's experiment in miniature: every strategy's identity overlap, and recognisers trained on each set.
+"""Do negative contexts make better recognisers, and deliberate variety with them? Judged against w = 0 and against real faces.
 
-Runs the stages' scripts with the preset `experiment`; run again after a stop, it goes on. Settings go to every stage:
+Writes  <output>/experiment/trials/: each trial, kept as it goes; run again, it goes on. <output>/experiment/runs/: its images
+        <output>/experiment/experiment.md, frontier.png: rewritten as trials are added; with --docs docs/experiment.md too
 
     python -m experiments.experiment
-    python -m experiments.experiment sampling.identities=100 sampling.images_per_identity=10
+    python -m experiments.experiment --minutes 600 --docs scores.recogniser=data/mobilefacenet_independent.ncnn.param
 
-Writes  output/experiment/<run>/ for each run, output/experiment/scores/<recogniser>/table.md (score distributions) and
-        output/experiment/recognisers.md (LFW accuracy of what was trained on each set, three seeds)
+First the frontier, one seed: w = 0 and each strategy at three w, a recogniser trained on each set. Then, for one seed after the
+other, recognisers of as many real faces (the ceiling) and of each arm of the factorial: images, contexts and training anew with
+each seed, paired differences from w = 0 and from the best plain negative. fp32; trials of other weights or of another kind of
+processor are made anew. Settings go to every stage; the solver is that of the settings.
 """
-import subprocess
+import argparse
 import sys
-from pathlib import Path
-from statistics import mean, stdev
+import time
+from collections.abc import Iterator
 
 from config import places
 from config.load import load_config
+from experiments.experiment_report import Report
+from experiments.experiment_trials import CEILING, FRONTIER, RATES, Laboratory, TooFewError, Trial, factorial
+from experiments.solver_trials import Images
+from utils.runtime import ranks as distributed
 from utils.runtime.errors import UserError, run_script
-from utils.runtime.files import file_digest, read_json, require_file, write_text
 
-ROOT = Path(__file__).parent.parent
-STRATEGIES = ("null", "close", "rand", "mid", "far")
-RUNS = {"w0": ["guidance.w=0"]} | {name: [f"negatives.strategy={name}"] for name in STRATEGIES} | {
-    "adaptdiff": ["negatives.strategy=far", "guidance.schedule=linear", "guidance.w=1"]}  # arXiv 2603.29569
-SEEDS = (0, 1, 2)
+PARTS = ("frontier", "ceiling", "factorial")
+FRONTIER_SEED = 0
 
 
 def main() -> None:
-    given = sys.argv[1:]
-    sys.argv[1:] = ["--preset", "experiment", *given]
-    config = load_config(__doc__)
-    folder = places.experiment_folder(config)
-    # what only the end needs, before hours are spent
-    if not (config.verify.lfw_faces and config.verify.lfw_pairs):
-        raise UserError("verify.lfw_pairs: no pairs are given; set it, and verify.lfw_faces")
-    for aligned, pairs in zip(config.verify.lfw_faces, config.verify.lfw_pairs, strict=False):
-        require_file(places.alignment_record(Path(aligned)), "verify.lfw_faces", "run make lfw first")
-        require_file(pairs, "verify.lfw_pairs", "download pairs.txt of LFW's view 2")
-
-    def stage(script: str, *settings: str) -> None:
-        command = [sys.executable, ROOT / script, "--preset", "experiment", *given, *settings]
-        if code := subprocess.run(command).returncode:
-            raise UserError(f"{script}: stopped with exit code {code}; fix what its message names and run this again")
-
-    # the sets: the same contexts and the same noise in each
-    stage("create_sample_identity_contexts.py")
-    for strategy in STRATEGIES:
-        stage("create_negative_contexts.py", f"negatives.strategy={strategy}")
-    for name, settings in RUNS.items():
-        stage("sample.py", f"paths.run=experiment/{name}", *settings)
-        stage("align.py", f"paths.run=experiment/{name}", *settings)
-    stage("plot_distributions.py", "scores.overlay=" + ",".join(f"experiment/{name}" for name in RUNS))
-
-    # recognisers, from scratch on each set
-    accuracies = {name: [] for name in RUNS}
-    for seed in SEEDS:
-        for name in RUNS:
-            fr = folder / name / "fr" / f"seed{seed}"
-            stage("train_fr.py", f"paths.run=experiment/{name}", f"fr.name=seed{seed}", f"fr.seed={seed}")
-            weights, record = fr / "backbone.safetensors", fr / "verification.json"
-            if not record.is_file() or read_json(record)["digest"] != file_digest(weights):
-                stage("verify_fr.py", f"verify.backbone={weights}")
-            per_cent = read_json(record)["per_cent"]
-            accuracies[name].append(per_cent.get("LFW", next(iter(per_cent.values()))))  # or that of the list given in its place
-            write_text(folder / "recognisers.md", table(accuracies))
-    print(table(accuracies))
-    print(f"written to {folder / 'recognisers.md'} and {folder / 'scores'}")
+    options, given = arguments()
+    config = load_config(__doc__, arguments=["--preset", "experiment", *given])
+    laboratory = Laboratory(config, given, options.spare, distributed.setup(config.device).device)
+    study = Study(laboratory, options, Report(places.experiment_folder(config), laboratory.kind, options.docs))
+    study.estimate()
+    study.run()
+    print(f"written to {study.report.folder}", *study.without, *[
+        f"{len(study.skipped)} trials did not fit into {options.minutes:g} minutes (the first: {first}): run the same command again"
+        for first in study.skipped[:1]], sep="\n")
 
 
-def table(accuracies: dict[str, list[float]]) -> str:
-    """LFW accuracy of the recognisers trained on each set, as Markdown."""
-    lines = ["| trained on | LFW, % | seeds |", "|---|---|---|"]
-    for name, values in accuracies.items():
-        if values:
-            spread = f" +- {stdev(values):.2f}" if len(values) > 1 else ""
-            lines.append(f"| {name} | {mean(values):.2f}{spread} | {', '.join(f'{value:.2f}' for value in values)} |")
-    return "\n".join(lines) + "\n"
+def arguments() -> tuple[argparse.Namespace, list[str]]:
+    def images(text: str) -> Images:
+        identities, each = map(int, text.split("x"))
+        return Images(identities, each)
+
+    def parts(text: str) -> tuple[str, ...]:
+        if not set(chosen := tuple(text.split(","))) <= set(PARTS):
+            raise argparse.ArgumentTypeError(f"choose from {', '.join(PARTS)}")
+        return chosen
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=1200, help="begin no trial that would not end within them")
+    parser.add_argument("--parts", type=parts, default=PARTS, help="frontier, ceiling, factorial, separated by commas")
+    parser.add_argument("--frontier", type=images, default=Images(100, 10), help="identities x images of its sets")
+    parser.add_argument("--sets", type=images, default=Images(200, 15), help="identities x images of the factorial's sets")
+    parser.add_argument("--seeds", type=lambda text: tuple(map(int, text.split(","))), default=(1, 2, 3, 4, 5))
+    parser.add_argument("--spare", type=float, default=2, help="times as many images are drawn where a band filter chooses")
+    parser.add_argument("--docs", action="store_true", help="write the tables and the plot into docs/ too")
+    options, rest = parser.parse_known_args([a for a in sys.argv[1:] if "=" not in a or a.startswith("--")])
+    if rest:
+        raise UserError(f"{rest[0]}: is not understood; see --help")
+    return options, [a for a in sys.argv[1:] if "=" in a and not a.startswith("--")]
+
+
+class Study:
+    """The trials in their order, within a budget of time."""
+
+    def __init__(self, laboratory: Laboratory, options: argparse.Namespace, report: Report) -> None:
+        self.laboratory, self.options, self.report = laboratory, options, report
+        self.begun, self.speed, self.skipped, self.without = time.monotonic(), 1.0, [], []
+
+    def trials(self) -> Iterator[Trial]:
+        """In their order; what is best of the frontier is asked for when the factorial begins."""
+        options = self.options
+        if "frontier" in options.parts:
+            yield from (Trial("frontier", arm, FRONTIER_SEED, options.frontier) for arm in FRONTIER.values())
+        for seed in options.seeds:
+            if "ceiling" in options.parts:
+                yield Trial("ceiling", CEILING, seed, options.sets)
+            if "factorial" in options.parts:
+                yield from (Trial("factorial", arm, seed, options.sets) for arm in factorial(self.report.best_of_frontier()))
+
+    def run(self) -> None:
+        for trial in self.trials():
+            begun, is_made = time.monotonic(), self.laboratory.is_made(trial)
+            expected = seconds(self.laboratory.work(trial))[0]  # of one core or a busy machine, until there is a first trial
+            if not is_made and begun - self.begun + expected * self.speed > 60 * self.options.minutes:
+                self.skipped.append(f"{trial.part}, {trial.arm.name}, seed {trial.seed}")
+                continue
+            try:
+                self.report.add(trial, self.laboratory.figures(trial))
+            except TooFewError as error:
+                self.without.append(str(error))
+            if not is_made:
+                self.speed += ((time.monotonic() - begun) / expected - self.speed) / 2
+
+    def estimate(self) -> None:
+        """What is left will take so long; printed before anything is made."""
+        totals: dict[str, dict[str, float]] = {}
+        runs: set[tuple] = set()
+        for trial in self.trials():
+            counts = totals.setdefault(trial.part, dict.fromkeys(RATES, 0.0) | {"trials": 0})
+            run = trial.part, trial.arm.settings, trial.seed
+            if not self.laboratory.is_made(trial):
+                for name, amount in (self.laboratory.work(trial, is_drawn=run in runs) | {"trials": 1}).items():
+                    counts[name] += amount
+            runs.add(run)
+        for part, counts in totals.items():
+            slow, fast = (one / 3600 for one in seconds(counts))
+            print(f"{part}: {counts['trials']} sets to make, {counts['align']:,.0f} images to draw; TFLOP: "
+                  f"{counts['draw'] / 1e3:,.0f} drawing, {counts['train'] / 1e3:,.0f} training; {fast:.1f} to {slow:.1f} h")
+        slow, fast = (sum(one) / 3600 for one in zip(*map(seconds, totals.values()), strict=True))
+        print(f"all: {fast:.1f} to {slow:.1f} h at the rates that two cores were seen to have, besides another arm for the best "
+              f"plain negative; at most {self.options.minutes / 60:.1f} h now; {self.laboratory.kind}", flush=True)
+
+
+def seconds(work: dict[str, float]) -> tuple[float, float]:
+    """At the worst of RATES and at the best."""
+    return tuple(sum(work.get(name, 0) / rates[which] for name, rates in RATES.items()) for which in (0, 1))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Every trial has the same contexts and the same noise: image k of identity i is t
 """
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from config import places
 from config.config import Config, Guidance
 from models.published import backbone_digest, load_backbone
 from utils.diffusion import guidance, solvers, spacings
-from utils.diffusion.latent_diffusion import load_model, to_uint8
+from utils.diffusion.latent_diffusion import LatentDiffusion, load_model, to_uint8
 from utils.diffusion.noise import gaussian
 from utils.evaluation import scores, variety
 from utils.faces.detection import FaceDetector, choose_landmarks
@@ -125,16 +125,7 @@ class Laboratory:
 
     @cached_property
     def gflop(self) -> dict[str, float]:
-        """GFLOP an image: `one` pass, `both` passes in one batch, `decode`."""
-        x, c = torch.zeros(1, *self.model.latent_shape, device=self.device), self.contexts[:1]
-        calls = {"one": lambda: self.model.eps(x, 0, c), "both": lambda: self.model.eps_pair(x, 0, c, -c),
-                 "decode": lambda: self.model.autoencoder.decode(x)}
-        found = {}
-        for name, call in calls.items():
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
-                call()
-            found[name] = counter.get_total_flops() / 1e9
-        return found
+        return generator_gflop(self.model, self.device)
 
     def passes(self, arm: str, candidate: Candidate) -> dict[str, int]:
         """How many steps run `one` pass and how many `both`, by running the solver on next to nothing."""
@@ -213,6 +204,21 @@ class Laboratory:
             latents.append(x_0.cpu().numpy())
             faces += [aligned(image, found) for image, found in zip(pixels, detector(list(pixels)), strict=True)]
         return np.concatenate(latents), faces, seconds / len(images)
+
+
+def generator_gflop(model: LatentDiffusion, device: torch.device) -> dict[str, float]:
+    """GFLOP an image: `one` pass, `both` passes in one batch, `decode`."""
+    x, c = torch.zeros(1, *model.latent_shape, device=device), torch.zeros(1, model.unet.context_emb.in_features, device=device)
+    calls = {"one": lambda: model.eps(x, 0, c), "both": lambda: model.eps_pair(x, 0, c, c),
+             "decode": lambda: model.autoencoder.decode(x)}
+    return {name: gflop(call) for name, call in calls.items()}
+
+
+def gflop(call: Callable) -> float:
+    """GFLOP of a call, counted."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        call()
+    return counter.get_total_flops() / 1e9
 
 
 class Passes:

@@ -1,20 +1,22 @@
-"""Recognition networks under their published parameter names: iresnet18/34/50/100 and MobileFaceNet.
+"""Recognition networks: iresnet18/34/50/100 and MobileFaceNet under their published parameter names, and a small iresnet10.
 
 Every network takes faces [B, 3, 112, 112] RGB in [-1, 1] and returns embeddings [B, D], not normalised. `on_arcface`: it
 was made for faces on the unshifted template, and shifted ones (8 px further left) must be moved back for it.
 """
+import math
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from models.state_dicts import first_difference
 
 IRESNET_BLOCKS = {"iresnet18": (2, 2, 2, 2), "iresnet34": (3, 4, 6, 3),
                   "iresnet50": (3, 4, 14, 3), "iresnet100": (3, 13, 30, 3)}
-CHANNELS = (64, 128, 256, 512)
+SMALL_BLOCKS, SMALL = (1, 1, 1, 1), {"channels": 32, "shrink": 2}  # iresnet10: a sixtieth of iresnet50's operations
 
 
 # ---- iresnet ---------------------------------------------------------------------------------------------------------
@@ -47,23 +49,26 @@ class IResNet(nn.Module):
         blocks: residual blocks in each of the four layers; the first of a layer halves the resolution.
         num_features: D, the embedding's width.
         dropout: probability of dropping a value of the last feature map while training.
+        channels: of the first layer; each further one has twice as many.
+        shrink: how many times smaller the network sees the faces.
     """
 
-    def __init__(self, blocks: tuple[int, int, int, int], num_features: int = 512, dropout: float = 0.0) -> None:
+    def __init__(self, blocks: tuple[int, int, int, int], num_features: int = 512, dropout: float = 0.0, channels: int = 64,
+                 shrink: int = 1) -> None:
         super().__init__()
-        self.num_features = num_features
-        self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.prelu = nn.PReLU(64)
-        channels_in = 64
-        for number, (channels, count) in enumerate(zip(CHANNELS, blocks, strict=True), start=1):
-            layer = [IBasicBlock(channels_in if k == 0 else channels, channels, stride=2 if k == 0 else 1)
+        self.num_features, self.shrink = num_features, shrink
+        self.conv1 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.prelu = nn.PReLU(channels)
+        channels_in = channels
+        for number, count in enumerate(blocks):
+            layer = [IBasicBlock(channels_in if k == 0 else channels << number, channels << number, stride=2 if k == 0 else 1)
                      for k in range(count)]
-            self.add_module(f"layer{number}", nn.Sequential(*layer))
-            channels_in = channels
-        self.bn2 = nn.BatchNorm2d(512)
+            self.add_module(f"layer{number + 1}", nn.Sequential(*layer))
+            channels_in = channels << number
+        self.bn2 = nn.BatchNorm2d(channels_in)
         self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(512 * 7 * 7, num_features)
+        self.fc = nn.Linear(channels_in * math.ceil(7 / shrink) ** 2, num_features)
         self.features = nn.BatchNorm1d(num_features)
         # The head normalises the embedding, so a learned scale per dimension would only drift.
         self.features.weight.requires_grad_(False)
@@ -75,7 +80,8 @@ class IResNet(nn.Module):
         return self.with_early_features(faces)[1]
 
     def with_early_features(self, faces: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """The feature maps at a half and a quarter of the resolution, and the embeddings."""
+        """The feature maps at a half and a quarter of the resolution that the network sees, and the embeddings."""
+        faces = F.avg_pool2d(faces, self.shrink) if self.shrink > 1 else faces
         half = self.layer1(self.prelu(self.bn1(self.conv1(faces))))
         quarter = self.layer2(half)
         x = self.layer4(self.layer3(quarter))
@@ -169,6 +175,7 @@ class MobileFaceNet(nn.Module):
 # Name -> network for training, from (dropout before the embedding).
 BACKBONES: dict[str, Callable[[float], nn.Module]] = {
     **{name: partial(IResNet, blocks, 512) for name, blocks in IRESNET_BLOCKS.items()},
+    "iresnet10": partial(IResNet, SMALL_BLOCKS, 128, **SMALL),
     "mobilefacenet": lambda dropout: MobileFaceNet(128),  # it has none
 }
 
@@ -198,6 +205,6 @@ def _empty_network(state_dict: Mapping[str, torch.Tensor]) -> IResNet | MobileFa
     if "fc.weight" in state_dict:
         in_layers = {found.groups() for name in state_dict if (found := re.match(r"layer([1-4])\.(\d+)\.", name))}
         blocks = tuple(sum(layer == number for layer, _ in in_layers) for number in "1234")
-        if blocks in IRESNET_BLOCKS.values():
-            return IResNet(blocks, num_features=len(state_dict["fc.weight"]))
-    raise ValueError("the weights are neither of iresnet18/34/50/100 nor of MobileFaceNet")
+        if blocks in (*IRESNET_BLOCKS.values(), SMALL_BLOCKS):
+            return IResNet(blocks, len(state_dict["fc.weight"]), **(SMALL if blocks == SMALL_BLOCKS else {}))
+    raise ValueError("the weights are neither of iresnet10/18/34/50/100 nor of MobileFaceNet")

@@ -1,0 +1,261 @@
+"""One trial of experiments/experiment.py: a set of images made with some settings, a recogniser trained on it, and its tests.
+
+A trial is made by the stages themselves, in folders named by what decides it, so that other weights, settings or another
+kind of processor have folders of their own; what came out is kept as one file.
+"""
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import accumulate, product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from config import places
+from config.config import Config
+from config.load import load_config
+from experiments.demo import STRATEGIES, stage
+from experiments.solver_trials import Images, generator_gflop, gflop, processor
+from models.backbones import BACKBONES
+from models.published import backbone_digest
+from utils.diffusion import spacings
+from utils.diffusion.latent_diffusion import load_model
+from utils.evaluation.verification import FOLDS, read_lfw_pairs
+from utils.faces.aligned import read_kept
+from utils.faces.folders import identity_folders, listing, select
+from utils.runtime.errors import UserError
+from utils.runtime.files import file_digest, read_json, require_file, text_digest, write_json, write_text
+from utils.runtime.records import Record, State
+
+W = (0.25, 0.5, 1.0)
+W0, FAR = "w0", "far w0.5"
+CONE = ("variety.cone=0.7", "variety.cone_noise=contexts", "variety.cone_bound=safe")
+BAND = "align.band=0.3,0.8"
+GENERATION = ("contexts", "negatives", "guidance", "variety", "sampling")  # settings that decide images
+LOST = 1.05  # times as many identities are drawn, since those that lose a face are left out
+REAL = {"fr.minimum_images": 4, "fr.images_per_identity": 20}  # who of LFW is in the ceiling
+
+# What two cores do in a second, at worst and at best: GFLOP of the generator in fp32 and of training; images.
+RATES = {"draw": (150, 250), "align": (30, 50), "embed": (90, 190), "train": (60, 150)}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What makes a set of images: settings of stages 1 to 3; whether a band filter chooses among more images (or does so in
+    an arm of the same settings, which shares them)."""
+
+    name: str
+    settings: tuple[str, ...] = ()
+    band: bool = False
+    more: bool = False
+
+    @property
+    def is_guided(self) -> bool:
+        return "guidance.w=0" not in self.settings
+
+
+CEILING = Arm("real faces")
+FRONTIER = {arm.name: arm for arm in (
+    Arm(W0, ("guidance.w=0",)),
+    *(Arm(f"{name} w{w:g}", (f"negatives.strategy={name}", f"guidance.w={w:g}")) for name, w in product(STRATEGIES, W)),
+    Arm("adaptdiff", ("negatives.strategy=far", "guidance.schedule=linear", "guidance.w=1")))}  # arXiv 2603.29569
+
+
+def factorial(best: str | None) -> list[Arm]:
+    """{w = 0, Far} x {plain, perturbed} x {no filter, band}; w per image and annealing; `best`, another plain negative."""
+    arms = [Arm(", ".join([base, *["perturbed"] * cone, *["band"] * band]), FRONTIER[base].settings + CONE * cone, band, True)
+            for base, cone, band in product((W0, FAR), (False, True), (False, True))]
+    arms.append(Arm("far w0..1", ("negatives.strategy=far", "guidance.w=1", "variety.w=uniform")))
+    arms += [Arm(f"{base}, annealed", (*FRONTIER[base].settings, "variety.annealing=0.1")) for base in (W0, FAR)]
+    return arms + [FRONTIER[best]] * (best not in (None, W0, FAR))
+
+
+@dataclass(frozen=True)
+class Trial:
+    part: str  # frontier, ceiling or factorial
+    arm: Arm
+    seed: int  # of contexts, noise and training
+    images: Images  # that are trained on
+
+
+class TooFewError(UserError):
+    """A band filter leaves fewer images than are to be trained on."""
+
+
+class Laboratory:
+    """Makes trials with the settings of a config.
+
+    Args:
+        given: the settings' texts, for every stage.
+        spare: how many times as many images are drawn where a band filter chooses.
+    """
+
+    def __init__(self, config: Config, given: Sequence[str], spare: float, device: torch.device) -> None:
+        self.given, self.spare, self.kind = given, spare, processor(device)
+        self.folder, self.fr, self.verify = places.experiment_folder(config), config.fr, config.verify
+        self.scorer = {"scores.recogniser": backbone_digest(require_file(
+            config.scores.recogniser, "scores.recogniser", "give the weights of a recogniser"))}
+        self.model, weights = load_model(config.model, config.sampling, device)
+        self.weights = [file_digest(file) for file in (*weights, config.contexts.statistics)]
+        self.gflop = generator_gflop(self.model, device)
+        self.train_gflop = 3 * gflop(lambda: BACKBONES[config.fr.backbone](0.0)(torch.zeros(2, 3, 112, 112))) / 2  # and backward
+        self._write_tests()
+
+    def _write_tests(self) -> None:
+        """The pairs and people of LFW's folds 9 and 10, the last two tenths of the first list; other lists are used whole."""
+        lists, folders = self.verify.lfw_pairs, self.verify.lfw_faces
+        if not lists or len(folders) != len(lists):
+            raise UserError(f"verify.lfw_faces: {len(folders)} folders for {len(lists)} pair lists; give LFW's pairs first, then "
+                            "those of other test sets, and a folder of aligned faces for each")
+        for folder in folders:
+            require_file(places.alignment_record(Path(folder)), "verify.lfw_faces", "align it first: make lfw, or align.py")
+        pairs, same = read_lfw_pairs(lists[0])
+        held_out = list(zip(pairs, same, strict=True))[-(len(pairs) // 5):]
+        kinds = [[pair for pair, is_same in held_out if is_same == kind] for kind in (True, False)]
+        each = len(kinds[0]) // FOLDS
+        lines = [f"{FOLDS}\t{each}"]
+        for fold in range(FOLDS):  # each as LFW's are, matched pairs and mismatched ones
+            for pair in (pair for kind in kinds for pair in kind[fold * each : (fold + 1) * each]):
+                (a, i), (b, j) = (name.partition("/")[2].rsplit("_", 1) for name in pair)
+                lines.append("\t".join([a, i, j] if a == b else [a, i, b, j]))
+        people = sorted({name.partition("/")[0] for pair, _ in held_out for name in pair})
+        self.pairs, self.people = (self.folder / f"lfw_folds_9_and_10_{name}.txt" for name in ("pairs", "people"))
+        write_text(self.pairs, "\n".join(lines) + "\n")
+        write_text(self.people, "\n".join(people) + "\n")
+        faces = [identity_folders(folder) for folder in folders]
+        self.lfw = faces[0]
+        faces[0] = {name: files for name, files in faces[0].items() if name in people}
+        self.test_images = sum(len(files) for folder in faces for files in folder.values())
+        self.tests = [listing(folder) for folder in faces] + [file_digest(file) for file in (self.pairs, *lists[1:])]
+
+    # ---- what decides a trial ----------------------------------------------------------------------------------------
+
+    def drawn(self, trial: Trial) -> Images:
+        """The images that a trial chooses from."""
+        return Images(math.ceil(LOST * trial.images.identities),
+                      math.ceil(trial.images.each * (self.spare if trial.arm.more else 1)))
+
+    def arguments(self, trial: Trial) -> list[str]:
+        """Of every stage."""
+        drawn, seed = self.drawn(trial), trial.seed
+        chosen = ["--preset", "experiment", *self.given, *trial.arm.settings, f"contexts.seed={seed}", f"sampling.seed={seed}",
+                  f"fr.seed={seed}", f"sampling.identities={drawn.identities}", f"sampling.images_per_identity={drawn.each}"]
+        if trial.arm is CEILING:
+            source = self.real
+            chosen += [f"fr.identities={self.real_people(len(trial.images))}", *(f"{name}={n}" for name, n in REAL.items())]
+        else:
+            config = load_config("", arguments=chosen)
+            chosen.append(f"contexts.name=experiment-seed{seed}-{short(asdict(config.contexts), self.weights[-1])}")
+            source = short(*(asdict(getattr(config, group)) for group in GENERATION), config.align.template,
+                           config.align.minimum_face, self.weights, self.kind)
+        config = load_config("", arguments=chosen)
+        recipe = short(asdict(config.fr), config.training.precision, config.training.compile, str(trial.images), self.kind,
+                       source, [BAND, self.selector] if trial.arm.band else "")
+        if trial.arm is CEILING:
+            chosen += [f"fr.images={self.verify.lfw_faces[0]}", f"fr.leave_out={self.people}"]
+        run = f"{slug(trial.arm.name.removesuffix(', band'))}-seed{seed}-{source[:8]}"
+        others = ",".join(self.verify.lfw_pairs[1:])
+        return [*chosen, f"paths.run=experiment/runs/{run}", f"fr.name={recipe}",
+                f"align.keep_identities={trial.images.identities}", f"align.keep_images={trial.images.each}",
+                BAND if trial.arm.band else "align.band=", "scores.overlay=", "verify.backbone=", "verify.bins=", "verify.ijbc=",
+                f"verify.lfw_pairs={self.pairs},{others}", f"verify.all_pairs={','.join(self.verify.lfw_faces)}",
+                f"verify.people={self.people}"]
+
+    def record(self, trial: Trial) -> Record:
+        config = load_config("", arguments=self.arguments(trial))
+        file = self.folder / "trials" / f"{trial.part}-{slug(trial.arm.name)}-seed{trial.seed}.json"
+        return Record(file, {"run": places.run_folder(config).name, "recogniser": config.fr.name, "tests": self.tests,
+                             **self.scorer}, target=file.with_suffix(".figures.json"))
+
+    @cached_property
+    def real(self) -> str:
+        return listing(self.lfw)
+
+    @cached_property
+    def selector(self) -> str:
+        config = load_config("", arguments=["--preset", "experiment", *self.given])
+        return backbone_digest(require_file(config.contexts.recogniser, "contexts.recogniser", "the band filter needs the "
+                                            "recogniser that the contexts are of; give it, or leave out --parts factorial"))
+
+    def real_people(self, images: int) -> int:
+        """How many people of LFW, none of them in the tests, have together as nearly as can be so many images."""
+        names = self.people.read_text(encoding="utf-8").splitlines()
+        chosen = select(self.lfw, 0, REAL["fr.images_per_identity"], REAL["fr.minimum_images"], names)
+        totals = list(accumulate(map(len, chosen.values())))
+        if not totals:
+            raise UserError(f"{self.verify.lfw_faces[0]}: nobody but the people of folds 9 and 10 has "
+                            f"{REAL['fr.minimum_images']} images; give all of LFW, aligned")
+        return 1 + min(range(len(totals)), key=lambda n: abs(totals[n] - images))
+
+    # ---- what it costs -----------------------------------------------------------------------------------------------
+
+    def work(self, trial: Trial, is_drawn: bool = False) -> dict[str, float]:
+        """How much of each of RATES a trial takes; `is_drawn`: its images are there."""
+        config = load_config("", arguments=self.arguments(trial))
+        found = {"train": len(trial.images) * config.fr.epochs * self.train_gflop, "embed": 2 * self.test_images}
+        if trial.arm is not CEILING:
+            drawn, sampling = self.drawn(trial), config.sampling
+            steps = len(spacings.timesteps(sampling.spacing, sampling.solver, sampling.steps, self.model.betas))
+            there = len(list(places.samples(places.run_folder(config)).glob("*/*.png")))
+            left = 0 if is_drawn else max(len(drawn) - there, 0)
+            found["draw"] = left * (steps * self.gflop["both" if trial.arm.is_guided else "one"] + self.gflop["decode"])
+            found["align"] = left
+            found["embed"] += len(trial.images) + len(drawn) * trial.arm.band
+        return found
+
+    # ---- a trial -----------------------------------------------------------------------------------------------------
+
+    def is_made(self, trial: Trial) -> bool:
+        return self.record(trial).state() is State.DONE
+
+    def figures(self, trial: Trial) -> dict[str, Any]:
+        """What came out of a trial; it is made where it is not there. Raises TooFewError."""
+        record = self.record(trial)
+        with record.making() as is_new:
+            if is_new:
+                write_json(record.target, self._make(trial))
+        return read_json(record.target)
+
+    def _make(self, trial: Trial) -> dict[str, Any]:
+        arguments, figures = self.arguments(trial), {}
+        config = load_config("", arguments=arguments)
+        run = places.run_folder(config)
+        if trial.arm is not CEILING:
+            for script in ("create_sample_identity_contexts", *["create_negative_contexts"] * trial.arm.is_guided, "sample",
+                           "align"):
+                stage(script, *arguments)
+            require_all(trial, places.aligned(run))
+            stage("plot_distributions", *arguments)
+            metrics = read_json(places.scores(run, config) / "metrics.json")
+            figures = {name: metrics[name] for name in ("genuine_mean", "impostor_mean", "vendi", "fdr")}
+        for script in ("train_fr", "verify_fr"):
+            stage(script, *arguments)
+        folder = places.fr_folder(config)
+        verification = read_json(folder / "verification.json")
+        for packed in folder.parent.glob("faces-*"):  # 0.1 GB, made again in seconds
+            packed.unlink()
+        return figures | {"tests": {name: {"accuracy": value, **of_all["per_cent"]} for (name, value), of_all in zip(
+            verification["per_cent"].items(), verification["all_pairs"].values(), strict=True)}}
+
+
+def require_all(trial: Trial, aligned: Path) -> None:
+    """Raises TooFewError where fewer faces are kept than are to be trained on."""
+    try:
+        kept = sum(map(len, read_kept(aligned).values()))
+    except UserError:  # none
+        kept = 0
+    if kept < len(trial.images):
+        raise TooFewError(f"{trial.arm.name}, seed {trial.seed}: {kept} of {len(trial.images)} images are left"
+                          + (f" by {BAND}; raise --spare" if trial.arm.band else ", other faces were not found"))
+
+
+def slug(name: str) -> str:
+    """A name as a part of a file's."""
+    return name.replace(",", "").replace(" ", "-")
+
+
+def short(*values: Any) -> str:
+    return text_digest(json.dumps(values, sort_keys=True))[:8]
