@@ -35,9 +35,10 @@ def main() -> None:
     study = Study(laboratory, options, Report(places.experiment_folder(config), laboratory.kind, options.docs))
     study.estimate()
     study.run()
-    print(f"written to {study.report.folder}", *study.without, *[
-        f"{len(study.skipped)} trials did not fit into {options.minutes:g} minutes (the first: {first}): run the same command again"
-        for first in study.skipped[:1]], sep="\n")
+    print(f"written to {study.report.folder}", *study.without, sep="\n")
+    if study.skipped:
+        print(f"{len(study.skipped)} trials did not fit into {options.minutes:g} minutes (the first: {study.skipped[0]}): run "
+              "the same command again")
 
 
 def arguments() -> tuple[argparse.Namespace, list[str]]:

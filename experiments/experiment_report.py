@@ -51,6 +51,9 @@ class Report:
     def add(self, trial: Trial, figures: Figures) -> None:
         self.known.setdefault(trial.part, {}).setdefault(trial.arm.name, {})[trial.seed] = figures
         self.write()
+        if trial.part == "frontier":
+            for folder in (self.folder, *[DOCS / "demo"] * self.docs):
+                save_figure(self.plot(), folder / "frontier.png")
 
     # ---- verdicts ----------------------------------------------------------------------------------------------------
 
@@ -91,15 +94,11 @@ class Report:
     def write(self) -> None:
         text = "\n".join([f"Measured on {self.kind}, fp32.", "", *self.frontier(), *self.factorial(), *self.differences()]) + "\n"
         write_text(self.folder / "experiment.md", text)
-        figure = self.plot() if "frontier" in self.known else None
-        if figure:
-            save_figure(figure, self.folder / "frontier.png")
         if self.docs:
             above, _, rest = (DOCS / "experiment.md").read_text(encoding="utf-8").partition(MEASURED)
-            picture = "\n![Accuracy and TAR against genuine mean and variety](demo/frontier.png)\n" if figure else ""
-            write_text(DOCS / "experiment.md", f"{above}{MEASURED}\n\n{text}{picture}\n{UNTIL}{rest.partition(UNTIL)[2]}")
-            if figure:
-                save_figure(figure, DOCS / "demo" / "frontier.png")
+            if "frontier" in self.known:
+                text += "\n![Accuracy and TAR against genuine mean and variety](demo/frontier.png)\n"
+            write_text(DOCS / "experiment.md", f"{above}{MEASURED}\n\n{text}\n{UNTIL}{rest.partition(UNTIL)[2]}")
 
     def header(self, first: str) -> list[str]:
         columns = [*OF_IMAGES.values(), *(f"{test}: {name}" for test in self.tests() for name in OF_TESTS.values())]

@@ -33,9 +33,9 @@ from utils.runtime.records import Record, State
 W = (0.25, 0.5, 1.0)
 W0, FAR = "w0", "far w0.5"
 CONE = ("variety.cone=0.7", "variety.cone_noise=contexts", "variety.cone_bound=safe")
-BAND = "align.band=0.3,0.8"
+BAND = "align.band=0.2,0.45"  # of the included generator's faces some four in five
 GENERATION = ("contexts", "negatives", "guidance", "variety", "sampling")  # settings that decide images
-LOST = 1.05  # times as many identities are drawn, since those that lose a face are left out
+LOST, FILTERED = 1.05, 1.25  # times as many identities are drawn: those that lose a face, or many to the band, are left out
 REAL = {"fr.minimum_images": 4, "fr.images_per_identity": 20}  # who of LFW is in the ceiling
 
 # What two cores do in a second, at worst and at best: GFLOP of the generator in fp32 and of training; images.
@@ -70,7 +70,7 @@ def factorial(best: str | None) -> list[Arm]:
             for base, cone, band in product((W0, FAR), (False, True), (False, True))]
     arms.append(Arm("far w0..1", ("negatives.strategy=far", "guidance.w=1", "variety.w=uniform")))
     arms += [Arm(f"{base}, annealed", (*FRONTIER[base].settings, "variety.annealing=0.1")) for base in (W0, FAR)]
-    return arms + [FRONTIER[best]] * (best not in (None, W0, FAR))
+    return arms if best in (None, FAR) else [*arms, FRONTIER[best]]
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,8 @@ class Laboratory:
 
     def drawn(self, trial: Trial) -> Images:
         """The images that a trial chooses from."""
-        return Images(math.ceil(LOST * trial.images.identities),
-                      math.ceil(trial.images.each * (self.spare if trial.arm.more else 1)))
+        more, each = (FILTERED, self.spare) if trial.arm.more else (LOST, 1)
+        return Images(math.ceil(more * trial.images.identities), math.ceil(each * trial.images.each))
 
     def arguments(self, trial: Trial) -> list[str]:
         """Of every stage."""

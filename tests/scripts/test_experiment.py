@@ -1,0 +1,214 @@
+"""experiments/experiment.py: intervals and verdicts by hand, and the whole of it on next to nothing."""
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import verify_fr
+from experiments import experiment, experiment_report, experiment_trials
+from experiments.experiment_report import Report, difference, t_interval
+from experiments.experiment_trials import CEILING, FAR, FRONTIER, W0, Arm, Trial, factorial
+from experiments.solver_trials import Images
+from models.backbones import MobileFaceNet
+from tests.running import killed_at, run
+from tests.scripts.test_score_and_verify import picture, png
+from utils.evaluation.verification import read_lfw_pairs
+from utils.faces.aligned import write_kept
+from utils.runtime.errors import UserError
+from utils.runtime.files import write_bytes, write_json, write_text
+
+# ---- intervals and verdicts ------------------------------------------------------------------------------------------
+
+def test_the_interval_is_students():
+    # 1, 2, 3, 4, 5: standard error sqrt(2.5 / 5) = 0.70711; t of 0.95 with 4 degrees of freedom is 2.13185
+    assert t_interval([1, 2, 3, 4, 5]) == pytest.approx((3, 3 - 1.50744, 3 + 1.50744), abs=1e-5)
+    value, low, high = t_interval([7.0])
+    assert value == 7 and math.isnan(low) and math.isnan(high)
+
+
+def figures(accuracy: float, tar: float, celeba: float = 60.0, celeba_tar: float = 10.0) -> dict:
+    return {"genuine_mean": 0.4, "impostor_mean": 0.1, "vendi": 5.0, "fdr": 3.0, "tests": {
+        "LFW": {"accuracy": accuracy, "TAR@1e-2": tar}, "celeba_180": {"accuracy": celeba, "TAR@1e-2": celeba_tar}}}
+
+
+def test_differences_are_points_and_logarithms_of_ratios():
+    assert difference(figures(75, 30), figures(70, 20), "LFW", "accuracy") == 5
+    assert difference(figures(75, 30), figures(70, 20), "LFW", "TAR@1e-2") == pytest.approx(math.log(1.5))
+    assert difference(figures(75, 30), figures(70, 0), "LFW", "TAR@1e-2") is None
+    assert difference(figures(75, 30), figures(70, 20), "LFW", "TAR@1e-3") is None
+
+
+@pytest.fixture
+def report(tmp_path):
+    """Three seeds of w = 0 and of two plain negatives in the factorial; `add` adds an arm."""
+    report = Report(tmp_path, "this processor", docs=False)
+
+    def add(name: str, *values: tuple[float, ...], part: str = "factorial"):
+        for seed, one in enumerate(values, start=1):
+            report.add(Trial(part, Arm(name), seed, Images(2, 2)), figures(*one))
+    report.fill = add
+    add(W0, (70, 20), (71, 20), (72, 20))
+    add(FAR, (70, 22), (70, 22), (70, 22))
+    add("close w0.5", (72, 20), (72, 20), (72, 20))
+    return report
+
+
+def test_pairs_are_of_the_seeds_that_both_have(report):
+    report.fill("new", (74, 20), (76, 20))
+    # 4 and 5: standard error 0.5; t of 0.95 with 1 degree of freedom is 6.31375
+    assert report.paired("new", W0, "LFW", "accuracy") == pytest.approx((4.5, 4.5 - 3.15688, 4.5 + 3.15688), abs=1e-5)
+    assert "| new | w0 | 2 | +4.50 (+1.34 to +7.66) | 1.00 (1.00 to 1.00) |" in (report.folder / "experiment.md").read_text()
+
+
+@pytest.mark.parametrize("values, helps", [
+    ([(74, 20, 61), (75, 20, 61), (76, 20, 61)], True),  # 4 points each, confirmed
+    ([(74, 20, 61), (75, 20, 61), (76, 20, 58)], False),  # not on the other test set
+    ([(72.9, 20, 61), (73.9, 20, 61), (74.9, 20, 61)], False),  # 2.9 points
+    ([(70, 20, 61), (82, 20, 61), (74, 20, 61)], False),  # 5 points, but 0, 11 and 2... of no clear sign
+    ([(70, 26, 60, 11), (71, 27, 60, 11), (72, 26, 60, 12)], True),  # 1.31 times the TAR, confirmed
+    ([(70, 25, 60, 11), (71, 26, 60, 11), (72, 25, 60, 12)], False),  # 1.27 times
+    ([(74, 20, 61)], False)])  # one seed
+def test_what_helps(report, values, helps):
+    report.fill("new", *values)
+    assert report.helps("new", W0) is helps
+
+
+def test_an_arm_is_compared_with_the_best_plain_negative(report):
+    report.fill("far w0.5, perturbed", (90, 20), (90, 20), (90, 20))
+    assert report.baselines() == [W0, "close w0.5"]
+    assert report.best_of_frontier() is None
+    report.fill("null w1", (60, 20), part="frontier")
+    report.fill("mid w0.25", (61, 20), part="frontier")
+    report.fill(W0, (99, 20), part="frontier")
+    assert report.best_of_frontier() == "mid w0.25"
+
+
+def test_the_arms_are_those_of_the_question():
+    names = [arm.name for arm in factorial("close w0.25")]
+    assert names == ["w0", "w0, band", "w0, perturbed", "w0, perturbed, band", "far w0.5", "far w0.5, band",
+                     "far w0.5, perturbed", "far w0.5, perturbed, band", "far w0..1", "w0, annealed", "far w0.5, annealed",
+                     "close w0.25"]
+    assert len(factorial(FAR)) == len(factorial(None)) == 11
+    assert len(FRONTIER) == 1 + 5 * 3 + 1
+
+
+# ---- the whole of it -------------------------------------------------------------------------------------------------
+
+PEOPLE, IMAGES, TESTED = 24, 5, 5
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory) -> Path:
+    """Aligned patterns of PEOPLE, pairs in ten folds of which the last two are of the last TESTED people, a recogniser."""
+    folder = tmp_path_factory.mktemp("lfw")
+    names = [f"P_{i:02}" for i in range(PEOPLE)]
+    kept = {name: [folder / "aligned" / name / f"{name}_{k:04}.png" for k in range(1, IMAGES + 1)] for name in names}
+    for i, files in enumerate(kept.values()):
+        for k, file in enumerate(files):
+            write_bytes(file, png(picture(i, k)))
+    write_kept(folder / "aligned", kept)
+    write_json(folder / "aligned" / "align.json", {"decides": {"align.template": "arcface", "align.images": str(folder)}})
+    lines = ["10\t5"]
+    for fold in range(10):
+        people = names[:-TESTED] if fold < 8 else names[-TESTED:]
+        lines += [f"{people[k]}\t{1 + fold % 4}\t5" for k in range(5)]
+        lines += [f"{people[k]}\t{1 + fold % 5}\t{people[(k + 1) % 5]}\t{1 + k}" for k in range(5)]
+    write_text(folder / "pairs.txt", "\n".join(lines) + "\n")
+    torch.manual_seed(0)
+    torch.save(MobileFaceNet(num_features=128).state_dict(), folder / "contexts.pth")
+    return folder
+
+
+@pytest.fixture
+def small(faces, monkeypatch):
+    """Sets of 9 x 3 images in few steps, two arms in the frontier and three in the factorial, one of them filtered."""
+    arms = {arm.name: arm for arm in factorial(None)}
+    few = [arms[name] for name in (W0, FAR, f"{FAR}, band")]
+    monkeypatch.setattr(experiment, "FRONTIER", {name: FRONTIER[name] for name in (W0, FAR)})
+    monkeypatch.setattr(experiment, "factorial", lambda best: few)
+    monkeypatch.setattr(experiment_trials, "BAND", "align.band=-1,1")
+    return ["--frontier", "9x3", "--sets", "9x3", "--seeds", "1", "--spare", "1", "device=cpu", "contexts.number=12",
+            "sampling.identities=1", "sampling.steps=3", "align.processes=1", "fr.epochs=1", "fr.milestones=", "fr.batch_size=8",
+            f"contexts.recogniser={faces / 'contexts.pth'}", f"verify.lfw_faces={faces / 'aligned'}",
+            f"verify.lfw_pairs={faces / 'pairs.txt'}"]
+
+
+def test_the_estimate_comes_first_and_what_does_not_fit_is_left(small, tmp_path, capsys, faces):
+    run(experiment, *small, "--minutes", "0", f"paths.output={tmp_path}")
+    printed = capsys.readouterr().out
+    assert "frontier: 2 sets to make, 60 images to draw" in printed
+    assert "factorial: 3 sets to make, 72 images to draw" in printed and "ceiling: 1 sets to make, 0 images to draw" in printed
+    assert "6 trials did not fit into 0 minutes (the first: frontier, w0, seed 0)" in printed
+    assert not (tmp_path / "contexts").exists() and not (tmp_path / "experiment" / "runs").exists()
+    pairs, same = read_lfw_pairs(tmp_path / "experiment" / "lfw_folds_9_and_10_pairs.txt")
+    whole, _ = read_lfw_pairs(faces / "pairs.txt")
+    assert sorted(pairs) == sorted(whole[-20:]) and same.tolist() == [True, False] * 10
+    assert (tmp_path / "experiment" / "lfw_folds_9_and_10_people.txt").read_text().split() == [f"P_{i}" for i in range(19, 24)]
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--speed"], "--speed: is not understood"), (["verify.lfw_faces=a,b"], "2 folders for 1 pair lists"),
+    (["verify.lfw_faces=nowhere"], "nowhere/align.json: no such file"),
+    (["contexts.recogniser=nowhere.ckpt"], "nowhere.ckpt: no such file .contexts.recogniser.; the band filter needs")])
+def test_what_cannot_be_run_is_one_line(small, tmp_path, arguments, words):
+    with pytest.raises(UserError, match=words):
+        run(experiment, *small, f"paths.output={tmp_path}", *arguments, "--minutes", "0")
+
+
+@pytest.mark.slow
+def test_a_small_experiment_goes_on_after_a_kill_to_the_same_tables(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment_report, "DOCS", tmp_path / "docs")
+    write_text(tmp_path / "docs" / "experiment.md",
+               f"Prose.\n\n{experiment_report.MEASURED}\nstale\n{experiment_report.UNTIL}\nEarlier.")
+    whole, killed = (f"paths.output={tmp_path / name}" for name in ("whole", "killed"))
+    run(experiment, *small, whole, "--docs")
+    table = (tmp_path / "whole" / "experiment" / "experiment.md").read_text()
+    document = (tmp_path / "docs" / "experiment.md").read_text()
+    assert document.startswith("Prose.\n") and document.endswith("\nEarlier.") and "stale" not in document and table in document
+    assert (tmp_path / "docs" / "demo" / "frontier.png").stat().st_size > 10_000
+    assert all(f"| {name} (1) |" in table for name in (CEILING.name, W0, FAR, f"{FAR}, band"))
+    assert f"| {FAR}, band | {W0} | 1 |" in table and f"| {W0} | {FAR} | 1 |" in table
+    assert not list((tmp_path / "whole").glob("experiment/runs/*/fr/faces-*"))
+
+    with killed_at(4, verify_fr, "write_json"):  # in the factorial, before a trial is kept
+        run(experiment, *small, killed)
+    assert len(list((tmp_path / "killed" / "experiment" / "trials").glob("*.figures.json"))) == 3
+    run(experiment, *small, killed)
+    assert (tmp_path / "killed" / "experiment" / "experiment.md").read_text() == table
+
+    def refuse(*arguments):
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(experiment_trials, "stage", refuse)
+    run(experiment, *small, killed)
+    shutil.rmtree(tmp_path / "killed" / "experiment" / "trials")
+    with pytest.raises(AssertionError, match="made again"):
+        run(experiment, *small, killed)
+
+
+@pytest.mark.slow
+def test_a_band_that_leaves_too_few_is_said_and_the_others_are_made(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(experiment_trials, "BAND", "align.band=0.9999,1")
+    run(experiment, *small, "--parts", "factorial", f"paths.output={tmp_path}")
+    assert "far w0.5, band, seed 1: 0 of 27 images are left by align.band=0.9999,1; raise --spare" \
+        in capsys.readouterr().out
+    assert len(list((tmp_path / "experiment" / "trials").glob("*.figures.json"))) == 2
+
+
+def test_people_of_the_ceiling_are_as_many_images_and_none_is_tested(small, tmp_path):
+    run(experiment, *small, "--minutes", "0", f"paths.output={tmp_path}")
+    settings = [one for one in small if "=" in one] + [f"paths.output={tmp_path}"]
+    config = experiment.load_config("", arguments=["--preset", "experiment", *settings])
+    laboratory = experiment_trials.Laboratory(config, settings, 1, torch.device("cpu"))
+    assert [laboratory.real_people(images) for images in (1, 12, 13, 30, 1000)] == [1, 2, 3, 6, PEOPLE - TESTED]
+    ceiling, other = (Trial("ceiling", CEILING, seed, Images(10, 3)) for seed in (1, 2))
+    assert "fr.identities=6" in laboratory.arguments(ceiling)
+    assert laboratory.record(ceiling).file != laboratory.record(other).file
+    plain = Trial("factorial", factorial(None)[0], 1, Images(9, 3))
+    before = laboratory.record(plain).decides
+    laboratory.kind = "another"
+    assert laboratory.record(plain).decides["run"] != before["run"]
+    assert np.isclose(laboratory.work(ceiling)["train"], 30 * laboratory.train_gflop)
