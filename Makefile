@@ -11,7 +11,7 @@ NAME ?= demo
 demo: $(VENV)/installed  ## the paper's experiment in miniature, from contexts to a recogniser
 	$(RUN) -m experiments.demo paths.run=$(NAME) $(ARGS)
 
-experiment: $(VENV)/installed  ## the same at 500 identities x 20 images, with recognisers trained on each set: hours
+experiment: $(VENV)/installed  ## do negatives and variety make better recognisers? up to 20 hours; needs make lfw
 	$(RUN) -m experiments.experiment $(ARGS)
 
 test: lint  ## everything, on the CPU

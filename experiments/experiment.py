@@ -57,7 +57,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--frontier", type=images, default=Images(100, 10), help="identities x images of its sets")
     parser.add_argument("--sets", type=images, default=Images(200, 15), help="identities x images of the factorial's sets")
     parser.add_argument("--seeds", type=lambda text: tuple(map(int, text.split(","))), default=(1, 2, 3, 4, 5))
-    parser.add_argument("--spare", type=float, default=2, help="times as many images are drawn where a band filter chooses")
+    parser.add_argument("--spare", type=float, default=1.6, help="times as many images are drawn where a band filter chooses")
     parser.add_argument("--docs", action="store_true", help="write the tables and the plot into docs/ too")
     options, rest = parser.parse_known_args([a for a in sys.argv[1:] if "=" not in a or a.startswith("--")])
     if rest:

@@ -6,7 +6,7 @@ kind of processor have folders of their own; what came out is kept as one file.
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import accumulate, product
 from pathlib import Path
@@ -34,12 +34,11 @@ W = (0.25, 0.5, 1.0)
 W0, FAR = "w0", "far w0.5"
 CONE = ("variety.cone=0.7", "variety.cone_noise=contexts", "variety.cone_bound=safe")
 BAND = "align.band=0.2,0.45"  # of the included generator's faces some four in five
-GENERATION = ("contexts", "negatives", "guidance", "variety", "sampling")  # settings that decide images
-LOST, FILTERED = 1.05, 1.25  # times as many identities are drawn: those that lose a face, or many to the band, are left out
+LOST, FILTERED = 1.05, 1.3  # times as many identities are drawn: those that lose a face, or many to the band, are left out
 REAL = {"fr.minimum_images": 4, "fr.images_per_identity": 20}  # who of LFW is in the ceiling
 
 # What two cores do in a second, at worst and at best: GFLOP of the generator in fp32 and of training; images.
-RATES = {"draw": (150, 250), "align": (30, 50), "embed": (90, 190), "train": (60, 150)}
+RATES = {"draw": (150, 250), "align": (30, 50), "embed": (90, 190), "train": (80, 150)}
 
 
 @dataclass(frozen=True)
@@ -149,8 +148,10 @@ class Laboratory:
         else:
             config = load_config("", arguments=chosen)
             chosen.append(f"contexts.name=experiment-seed{seed}-{short(asdict(config.contexts), self.weights[-1])}")
-            source = short(*(asdict(getattr(config, group)) for group in GENERATION), config.align.template,
-                           config.align.minimum_face, self.weights, self.kind)
+            # how many are drawn does not decide them: with more to spare, the images that are there stay
+            sampling = replace(config.sampling, identities=1, images_per_identity=1)
+            source = short(*map(asdict, (config.contexts, config.negatives, config.guidance, config.variety, sampling)),
+                           config.align.template, config.align.minimum_face, self.weights, self.kind)
         config = load_config("", arguments=chosen)
         recipe = short(asdict(config.fr), config.training.precision, config.training.compile, str(trial.images), self.kind,
                        source, [BAND, self.selector] if trial.arm.band else "")
@@ -195,7 +196,7 @@ class Laboratory:
     def work(self, trial: Trial, is_drawn: bool = False) -> dict[str, float]:
         """How much of each of RATES a trial takes; `is_drawn`: its images are there."""
         config = load_config("", arguments=self.arguments(trial))
-        found = {"train": len(trial.images) * config.fr.epochs * self.train_gflop, "embed": 2 * self.test_images}
+        found = {"train": (len(trial.images) * config.fr.epochs + 2 / 3 * self.test_images) * self.train_gflop}
         if trial.arm is not CEILING:
             drawn, sampling = self.drawn(trial), config.sampling
             steps = len(spacings.timesteps(sampling.spacing, sampling.solver, sampling.steps, self.model.betas))
@@ -203,7 +204,7 @@ class Laboratory:
             left = 0 if is_drawn else max(len(drawn) - there, 0)
             found["draw"] = left * (steps * self.gflop["both" if trial.arm.is_guided else "one"] + self.gflop["decode"])
             found["align"] = left
-            found["embed"] += len(trial.images) + len(drawn) * trial.arm.band
+            found["embed"] = len(trial.images) + len(drawn) * trial.arm.band
         return found
 
     # ---- a trial -----------------------------------------------------------------------------------------------------

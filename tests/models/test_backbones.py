@@ -40,12 +40,12 @@ def test_iresnet34_has_its_published_block_counts():
 
 def test_backbones_are_a_plain_dict_of_networks_by_their_dropout():
     assert type(BACKBONES) is dict
-    assert list(BACKBONES) == ["iresnet18", "iresnet34", "iresnet50", "iresnet100", "mobilefacenet"]
+    assert list(BACKBONES) == ["iresnet18", "iresnet34", "iresnet50", "iresnet100", "iresnet10", "mobilefacenet"]
     for name, make in BACKBONES.items():
         with torch.device("meta"):
             network = make(0.3)
         last = network.linear1.conv if name == "mobilefacenet" else network.fc
-        assert len(last.weight) == network.num_features == (128 if name == "mobilefacenet" else 512)
+        assert len(last.weight) == network.num_features == (128 if name in ("mobilefacenet", "iresnet10") else 512)
         assert [module.p for module in network.modules() if isinstance(module, torch.nn.Dropout)] == \
             ([] if name == "mobilefacenet" else [0.3])
         assert not getattr(network, "on_arcface", False)  # so both templates' faces are shown as they are
@@ -56,6 +56,16 @@ def test_iresnet_maps_faces_to_embeddings_and_freezes_the_last_scale(iresnet18):
     assert torch.equal(iresnet18.features.weight, torch.ones(8))
     assert [name for name, weight in iresnet18.named_parameters() if not weight.requires_grad] == ["features.weight"]
     assert abs(iresnet18.layer4[0].conv1.weight.std().item() - 0.1) < 0.001
+
+
+@torch.no_grad()
+def test_iresnet10_sees_faces_at_half_their_size():
+    network = BACKBONES["iresnet10"](0.4).eval()
+    faces = torch.randn(2, 3, 56, 56)
+    (half, quarter), embeddings = network.with_early_features(torch.nn.functional.interpolate(faces, scale_factor=2))
+    x = network.prelu(network.bn1(network.conv1(faces)))
+    assert torch.allclose(half, network.layer1(x), atol=1e-5) and half.shape == (2, 32, 28, 28)
+    assert quarter.shape == (2, 64, 14, 14) and embeddings.shape == (2, 128)
 
 
 def test_iresnet_block_is_the_published_one():
@@ -116,8 +126,9 @@ def test_mobilefacenet_112_sees_every_column():
 
 @pytest.mark.parametrize("make", [
     lambda iresnet18: iresnet18, lambda iresnet18: IResNet(IRESNET_BLOCKS["iresnet34"], num_features=8),
-    lambda iresnet18: MobileFaceNet(num_features=128, width=96), lambda iresnet18: MobileFaceNet(num_features=32, width=112)],
-    ids=["iresnet18", "iresnet34", "mobilefacenet 96", "mobilefacenet 112"])
+    lambda iresnet18: BACKBONES["iresnet10"](0.4), lambda iresnet18: MobileFaceNet(num_features=128, width=96),
+    lambda iresnet18: MobileFaceNet(num_features=32, width=112)],
+    ids=["iresnet18", "iresnet34", "iresnet10", "mobilefacenet 96", "mobilefacenet 112"])
 @torch.no_grad()
 def test_build_recognises_and_fills_the_network(iresnet18, make):
     network = make(iresnet18).eval()

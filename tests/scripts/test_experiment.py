@@ -209,6 +209,9 @@ def test_people_of_the_ceiling_are_as_many_images_and_none_is_tested(small, tmp_
     assert laboratory.record(ceiling).file != laboratory.record(other).file
     plain = Trial("factorial", factorial(None)[0], 1, Images(9, 3))
     before = laboratory.record(plain).decides
+    laboratory.spare = 2  # more images are drawn, to the others
+    assert laboratory.record(plain).decides == before and "sampling.images_per_identity=6" in laboratory.arguments(plain)
     laboratory.kind = "another"
     assert laboratory.record(plain).decides["run"] != before["run"]
-    assert np.isclose(laboratory.work(ceiling)["train"], 30 * laboratory.train_gflop)
+    with_tests = 30 + 2 / 3 * TESTED * IMAGES  # embedded twice, by a third of what training takes
+    assert np.isclose(laboratory.work(ceiling)["train"], with_tests * laboratory.train_gflop)
