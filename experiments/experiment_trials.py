@@ -94,7 +94,7 @@ class Laboratory:
 
     def __init__(self, config: Config, given: Sequence[str], spare: float, device: torch.device) -> None:
         self.given, self.spare, self.kind = given, spare, processor(device)
-        self.folder, self.fr, self.verify = places.experiment_folder(config), config.fr, config.verify
+        self.folder, self.verify = places.experiment_folder(config), config.verify
         self.scorer = {"scores.recogniser": backbone_digest(require_file(
             config.scores.recogniser, "scores.recogniser", "give the weights of a recogniser"))}
         self.model, weights = load_model(config.model, config.sampling, device)
@@ -179,7 +179,7 @@ class Laboratory:
     def selector(self) -> str:
         config = load_config("", arguments=["--preset", "experiment", *self.given])
         return backbone_digest(require_file(config.contexts.recogniser, "contexts.recogniser", "the band filter needs the "
-                                            "recogniser that the contexts are of; give it, or leave out --parts factorial"))
+                                            "recogniser that the contexts are of; give it, or --parts frontier,ceiling"))
 
     def real_people(self, images: int) -> int:
         """How many people of LFW, none of them in the tests, have together as nearly as can be so many images."""
