@@ -34,7 +34,7 @@ from config.load import load_config
 from utils.faces.aligned import image_key, keep, merge, output_files, read_list, write_kept, write_list, write_lists
 from utils.faces.dataset_card import write_cards
 from utils.faces.detection import DETECTOR, FaceBatches, in_processes
-from utils.faces.folders import contents, identity_folders, other_files
+from utils.faces.folders import contents, identity_folders, misplaced_images, other_files
 from utils.faces.image_writer import ImageWriter, is_complete_png, png_size, require_complete
 from utils.faces.template import SIZE, TEMPLATES, warp
 from utils.identities import contexts as identity_contexts
@@ -119,6 +119,8 @@ def main() -> None:
         write_kept(aligned, kept)
         write_cards(run)
         print(closing_line(aligned, faces, len(outputs), eligible, kept, settings.keep_images, len(others)))
+        if misplaced := misplaced_images(root):
+            print(f"{root}: {len(misplaced)} images lie in no identity folder, {misplaced[0]} for one; they were left out")
     ranks.close()
 
 

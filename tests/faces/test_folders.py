@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.faces.folders import identity_folders, image_folders, joined_folders, listing, select
+from utils.faces.folders import identity_folders, image_folders, joined_folders, listing, misplaced_images, select
 from utils.faces.images import read_image
 from utils.runtime.errors import UserError
 
@@ -35,6 +35,15 @@ def test_identity_folders_are_in_file_name_order(tmp_path):
         identity_folders(tmp_path / "absent")
     with pytest.raises(UserError, match="c: holds no images"):
         identity_folders(tmp_path / "c")
+
+
+def test_images_a_level_too_deep_are_refused_or_named(tmp_path):
+    make_files(tmp_path, "A/0.png", "A/old/1.png", "stray.jpg", "notes.txt", ".hidden.png", "empty/notes/list.txt")
+    assert names(identity_folders(tmp_path)) == {"A": ["0.png"]}
+    assert misplaced_images(tmp_path) == [tmp_path / "stray.jpg", tmp_path / "A" / "old" / "1.png"]
+    make_files(tmp_path, "family/B/0.png")
+    with pytest.raises(UserError, match="family: holds folders of images .B. instead of images; .* such as .*family itself"):
+        identity_folders(tmp_path)
 
 
 def test_a_flat_folder_has_a_person_in_each_image(tmp_path):

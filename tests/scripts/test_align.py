@@ -184,10 +184,12 @@ def test_what_is_no_image_is_counted_and_listed(run, images):
     (images / "Ann" / "notes.txt").write_text("x")
     (images / "Ann" / ".hidden").write_text("x")
     (images / "Cy" / "new.heic").write_bytes(b"ftypheic")
+    (images / "loose.png").write_bytes(b"")
     aligned, printed = run()
     assert failures(aligned)["Ann", "notes.txt"] == "is no image by its name" and ("Ann", ".hidden") not in failures(aligned)
     assert failures(aligned)["Cy", "new.heic"].startswith("is not a readable image")
     assert "6 of 10 faces aligned (60.00%), 4 failed" in printed and "1 other files are no images by their names" in printed
+    assert f"1 images lie in no identity folder, {images / 'loose.png'} for one; they were left out" in printed
 
 
 def test_a_name_that_is_not_utf_8_goes_all_the_way(run, images):

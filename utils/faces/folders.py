@@ -14,22 +14,35 @@ from utils.runtime.files import file_digest
 READERS = 8  # threads
 
 
+def visible(folder: Path | str | os.DirEntry) -> list[os.DirEntry]:
+    """What is in a folder, in file-name order, without what is hidden."""
+    return sorted((entry for entry in os.scandir(folder) if not entry.name.startswith(".")), key=lambda entry: entry.name)
+
+
+def is_image(entry: os.DirEntry) -> bool:
+    """Whether it is called one."""
+    return entry.name.lower().endswith(IMAGE_SUFFIXES)
+
+
 def identity_folders(root: Path | str) -> dict[str, list[Path]]:
     """The images of a folder of identity folders, `<root>/<identity>/<image>`, both levels in file-name order.
 
     Raises:
-        UserError: there is no such folder, or it holds no image.
+        UserError: there is no such folder, it holds no image, or a folder in it has its images a level deeper.
     """
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; run the stage that writes it, or correct the setting")
     folders = {}
-    for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
-        if entry.is_dir() and not entry.name.startswith("."):
-            images = sorted(name for name in os.listdir(entry.path)
-                            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."))
+    for entry in visible(root):
+        if entry.is_dir():
+            images = [inner.name for inner in visible(entry.path) if is_image(inner)]
             if images:
                 folders[entry.name] = [root / entry.name / name for name in images]
+            elif deeper := next((inner for inner in visible(entry.path) if inner.is_dir() and any(map(is_image, visible(inner)))),
+                                None):
+                raise UserError(f"{root / entry.name}: holds folders of images ({deeper.name}) instead of images; give "
+                                f"a folder whose folders are one person each, such as {root / entry.name} itself")
     if not folders:
         raise UserError(f"{root}: holds no images in identity folders (<identity>/<image>.png); give such a folder")
     return folders
@@ -88,10 +101,16 @@ def select(folders: Mapping[str, Sequence[Path]], identities: int, images_per_id
 
 def other_files(root: Path | str) -> list[Path]:
     """The visible files in a folder of identity folders that are no images by their names, for their user to know of."""
-    root = Path(root)
-    return sorted(Path(entry.path) for folder in os.scandir(root) if folder.is_dir() and not folder.name.startswith(".")
-                  for entry in os.scandir(folder.path) if not entry.name.startswith(".") and not entry.is_dir()
-                  and not entry.name.lower().endswith(IMAGE_SUFFIXES))
+    return [Path(entry.path) for folder in visible(root) if folder.is_dir() for entry in visible(folder)
+            if not entry.is_dir() and not is_image(entry)]
+
+
+def misplaced_images(root: Path | str) -> list[Path]:
+    """The images that lie beside the identity folders, or in folders inside of them, for their user to know of."""
+    entries = visible(root)
+    inside = [entry for folder in entries if folder.is_dir() for entry in visible(folder)]
+    deeper = [entry for folder in inside if folder.is_dir() for entry in visible(folder)]
+    return [Path(entry.path) for entry in (*entries, *deeper) if is_image(entry) and not entry.is_dir()]
 
 
 def listing(folders: Mapping[str, Sequence[Path]]) -> str:
