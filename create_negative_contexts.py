@@ -6,7 +6,7 @@ Writes: <output>/contexts/<name>.negatives-<strategy>.npz   ids [N], negatives [
         <output>/contexts/<name>.negatives-<strategy>.json  the settings, versions and digests they were made with
 
     python create_negative_contexts.py
-    python create_negative_contexts.py negatives.strategy=close negatives.pool=10050
+    python create_negative_contexts.py --preset paper_casia negatives.strategy=close
     python create_negative_contexts.py negatives.strategy=custom negatives.custom_file=pairs.csv
 """
 if __name__ == "__main__":

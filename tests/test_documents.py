@@ -1,4 +1,4 @@
-"""README and docs name what there is: scripts, modules, presets, settings, make targets, files, and the messages they quote."""
+"""README, docs and the scripts' docstrings name what there is: scripts, presets, settings, make targets, files, messages."""
 import argparse
 import ast
 import importlib
@@ -18,7 +18,7 @@ from utils.runtime.errors import UserError
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "models/demo/CARD.md")]
 DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
-COMMAND = re.compile(r"^(\.venv/bin/)?(python3?|torchrun|make)\s")
+COMMAND = re.compile(r"^(\.venv/bin/)?(python3?|torchrun|make|pip|sbatch)\s")
 MAKEFILE = (ROOT / "Makefile").read_text()
 SETTINGS = dict(load.settings(Config))
 
@@ -44,13 +44,17 @@ def commands(text: str) -> list[list[str]]:
                 variables[loop[1]] = loop[2]
             for name in variables:
                 line = re.sub(rf"\${name}\b", lambda match: variables[match[0][1:]], line)
+            line = re.sub(r"^for .*; do (?:time )?(?:[A-Z_]+=\S+ )*(.*); done$", r"\1", line)
             found += [line] if COMMAND.match(line) else []
     inline = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
     return [shlex.split(line, comments=True) for line in (*found, *filter(COMMAND.match, inline))]
 
 
-EVERY = [(document.relative_to(ROOT).as_posix(), words) for document in DOCUMENTS
-         for words in commands(document.read_text(encoding="utf-8"))]
+SCRIPTS = sorted(file for folder in ("", "experiments", "benchmarks", "models") for file in (ROOT / folder).glob("*.py"))
+TEXTS = [(document, document.read_text(encoding="utf-8")) for document in DOCUMENTS]
+TEXTS += [(script, re.sub(r"[][]", "", ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""))  # [options]
+          for script in SCRIPTS]
+EVERY = [(file.relative_to(ROOT).as_posix(), words) for file, text in TEXTS for words in commands(f"{text}\n")]
 
 
 class Parsed(Exception):
@@ -94,7 +98,9 @@ def check_command(words: list[str], monkeypatch) -> None:
     program, *rest = words
     if program == "make":
         return check_make(words[1:])
-    while rest and rest[0].startswith("--n"):  # of torchrun
+    if program.endswith("pip"):
+        return [require(file) for option, file in zip(rest, rest[1:], strict=False) if option in ("-r", "-c")]
+    while rest and (rest[0].startswith("--n") or rest[0] in ("--standalone", "job.sh")):  # of torchrun and sbatch
         rest.pop(0)
     if not rest:
         return
@@ -127,13 +133,16 @@ def test_commands_are_understood(document, words, monkeypatch):
     ("python sample.py guidance.v=1", UserError), ("torchrun --nproc_per_node=8 sample.py --preset paper", UserError),
     ("python create_negative_contexts.py negatives.strategy=near", UserError),
     ("make demo ARGS=guidance.v=1", UserError), ("python -m benchmarks.sampling --stepz 1", AssertionError),
-    ("python -m pytest tests/test_nothing.py", AssertionError)])
+    ("python -m pytest tests/test_nothing.py", AssertionError),
+    ("pip install -r requirements-test.txt", AssertionError), ("sbatch job.sh smaple.py", AssertionError)])
 def test_a_wrong_command_is_noticed(line, fault, monkeypatch):
     with pytest.raises(fault):
         check_command(line.split(), monkeypatch)
 
 
 def test_commands_are_found():
+    assert commands("    for n in 1 2; do time A_B=1 torchrun --nproc_per_node=$n x.py r=$n; done\n") == [
+        ["torchrun", "--nproc_per_node=1", "x.py", "r=1"]]
     text = 'A\n\n    S="a.b=1\n        c.d=2"\n    for s in x y; do\n        python z.py $S e=$s \\\n            f  # g\n\n'
     assert commands(text + "\nB `make t` `t`.\n") == [["python", "z.py", "a.b=1", "c.d=2", "e=x", "f"], ["make", "t"]]
     assert len(EVERY) > 100  # as many as there are
