@@ -8,7 +8,7 @@ Writes  <run>/scores/<recogniser>/: embeddings.npz, histograms.npz, metrics.json
         <output>/faces/: the embeddings of the real faces, cached
 
     python plot_distributions.py scores.recogniser=data/published/ElasticCos.pth
-    python plot_distributions.py scores.recogniser=... scores.overlay=demo/baseline,demo/far scores.real=output/lfw/aligned
+    python plot_distributions.py scores.recogniser=... scores.overlay=demo/w0,demo/far scores.real=output/lfw/aligned
 """
 if __name__ == "__main__":
     from utils.runtime.errors import listen
