@@ -12,7 +12,7 @@ from utils.runtime.ranks import Ranks
 
 BLOCK = 4096  # bytes: what the shortest file takes on most file systems
 FIRST_SECONDS = 10  # of a stage, from which its length is estimated
-WORTH_SAYING = 1  # second: what is over sooner needs no line
+WORTH_SAYING = 1  # second: what takes, or goes on for, less needs no line
 
 
 def announce(stage: str, items: float, unit: str, target: Path, item_size: float, files: int | None = None,
@@ -58,7 +58,8 @@ class StageBar(tqdm):
         elif now - self.first[1] >= FIRST_SECONDS and self.first[0] < self.n < self.total:
             self.is_estimated = True
             left = (self.total - self.n) / (self.n - self.first[0]) * (now - self.first[1])
-            self._say(f"about {in_time(left)} to go, by the speed of its first {in_time(now - self.began)}")
+            if left >= WORTH_SAYING:
+                self._say(f"about {in_time(left)} to go, by the speed of its first {in_time(now - self.began)}")
         return shown
 
     def close(self) -> None:
