@@ -60,7 +60,7 @@ def main() -> None:
     tests, test_embeddings = faces_of((config.contexts.faces,))
     threshold, found = similarity_threshold(test_embeddings, tests.labels)
     text = (f"Similar is a cosine of at least {threshold:.3f} by {recogniser_file.stem}: the FMR is {FMR:g} among the "
-            f"{len(tests.identities)} people of {Path(config.contexts.faces).name}, {found:.1%} of whose own images reach it.\n\n")
+            f"{len(tests.identities)} people of {Path(config.contexts.faces).name}; {found:.1%} of their images reach it.\n\n")
     faces, embeddings = faces_of(config.training.faces)
     sources = np.array([name.rpartition("/")[0] or Path(config.training.faces[0]).name for name in faces.identities])
     is_cut = are_cut(faces)
