@@ -107,8 +107,8 @@ def read_kept(aligned: Path) -> dict[str, list[Path]]:
     for identity, image in rows:
         kept.setdefault(identity, []).append(aligned / identity / image)
     if not kept:
-        raise UserError(f"{aligned / 'kept.csv'}: no identity had enough faces; lower align.keep_images and run align.py "
-                        "again")
+        raise UserError(f"{aligned / 'kept.csv'}: no identity had enough faces, or any (failures.csv says why); lower "
+                        "align.keep_images or align.minimum_face, and run align.py again")
     return kept
 
 
