@@ -177,6 +177,17 @@ def test_nothing_is_wider_than_the_page_and_nothing_overlaps(browser, width):
             assert not (min(a[2], b[2]) - max(a[0], b[0]) > 2 and min(a[3], b[3]) - b[1] > 3), (text, other, a, b)
 
 
+@pytest.mark.parametrize("width", [PHONE, 1000, DESKTOP])
+def test_the_values_beside_a_chart_need_no_scrolling_and_nor_do_metrics_on_a_desktop(browser, width):
+    show(browser, width)
+    tables = run_js(browser, """return [...document.querySelectorAll('.readout, .metrics')].map(table =>
+        [table.className, table.scrollWidth - table.parentElement.clientWidth, table.querySelector('th').clientHeight])""")
+    assert {name for name, _, _ in tables} == {"readout", "metrics"}
+    for name, beyond, height in tables:
+        assert beyond <= 0 or (name == "metrics" and width < DESKTOP)
+        assert name == "metrics" or height < 80  # px: at most three lines
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_contrast_is_sufficient(browser, scheme):
     show(browser, scheme=scheme)
