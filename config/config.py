@@ -127,7 +127,8 @@ class Sampling:
                            "log_snr (equal steps of the log SNR); default: leading for ddpm and ddim, its own for fitted, "
                            "linspace for the others", paper="default")
     as_published: bool = setting(False, "ddpm and ddim exactly as the published code runs them, quirks included", paper=True)
-    batch_size: int = setting(16, "images denoised together, of whatever identities", minimum=1, paper=50)
+    batch_size: int = setting(16, "images denoised together, of whatever identities; fewer are filled up to as many", minimum=1,
+                              paper=50)
     precision: str = setting("auto", "fp32, bf16, or auto: bf16 where the device is fast at it",
                              choices=("auto", "fp32", "bf16"), paper="fp32")
     seed: int = setting(42, "seed of the noise; image (identity, k) has its own stream", minimum=0, paper=42)
