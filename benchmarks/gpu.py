@@ -74,6 +74,8 @@ def main() -> None:
     if unknown:
         raise UserError(f"--parts: {min(unknown)} is unknown; the parts are {', '.join(PARTS)}")
     rehearse, folder = arguments.rehearse is not None, arguments.rehearse or DOCS
+    if not (rehearse or torch.cuda.is_available()):
+        raise UserError("benchmarks.gpu: this machine has no usable GPU; run it on one that has, or with --rehearse FOLDER")
     device = distributed.setup("cpu" if rehearse else "cuda").device
     machine = {"device": name_of(device), "host": f"{platform.machine()}, {torch.get_num_threads()} threads",
                "versions": versions() | {"cuda": torch.version.cuda or "none"}}

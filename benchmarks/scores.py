@@ -31,6 +31,8 @@ def main() -> None:
     # The peak is a process's own: one size must not hide behind another's.
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         half, whole = pool.map(measure, (number // 2, number), chunksize=1)
+        pool.close()
+        pool.join()  # else Python warns of a semaphore that is left
     # Time grows with the pairs, memory with the images.
     memory = whole[2] + (whole[2] - half[2]) * (10 * number - number) / (number - number // 2)
     tenfold = (whole[0] * 100, whole[1] * 100, memory)

@@ -59,7 +59,7 @@ def test_tables_come_with_the_line_before_them():
 
 def test_without_a_gpu_it_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="no usable GPU"):
+    with pytest.raises(UserError, match="no usable GPU; .*--rehearse"):
         command(monkeypatch)
 
 
