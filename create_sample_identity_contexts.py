@@ -1,7 +1,7 @@
 """Stage 1: the identities to sample, as contexts on the unit hypersphere of a face recogniser's embeddings.
 
 Reads:  nothing (contexts.source=uniform), mean and covariance of real embeddings (gaussian), a contexts file
-        (published), or a folder of faces (extracted)
+        (published), or a folder of aligned faces (extracted)
 Writes: <output>/contexts/<name>.npz   ids [N], contexts [N, D] float32 of unit norm
         <output>/contexts/<name>.json  the settings, versions and digests they were made with
         <output>/contexts/<name>.crowding.png  how close each identity comes to another
@@ -9,7 +9,7 @@ Writes: <output>/contexts/<name>.npz   ids [N], contexts [N, D] float32 of unit 
     python create_sample_identity_contexts.py
     python create_sample_identity_contexts.py contexts.number=15000 contexts.seed=1
     python create_sample_identity_contexts.py contexts.source=published contexts.file=data/published/contexts.npy
-    python create_sample_identity_contexts.py contexts.source=extracted contexts.faces=data/ffhq contexts.recogniser=...
+    python create_sample_identity_contexts.py contexts.source=extracted contexts.faces=output/my-photos/aligned
 """
 if __name__ == "__main__":
     from utils.runtime.errors import listen

@@ -41,7 +41,8 @@ class Contexts:
     statistics: str = setting("models/demo/context_statistics.npz", "gaussian: mean and covariance of real embeddings, as "
                               "train_diffusion.py writes them")
     file: str = setting("", "published: a contexts file (.npy of the published code, plain .npy, or .npz)")
-    faces: str = setting("", "extracted: a folder of identity folders with face images")
+    faces: str = setting("", "extracted: a folder of identity folders of faces that are cut out already, as in aligned/ of "
+                         "align.py; they are resized, not aligned")
     recogniser: str = setting("data/mobilefacenet_casia.ckpt", "weights of the recogniser that makes contexts: extracted ones, "
                               "and those that a generator is trained on; the paper's is ElasticFace-Arc R100",
                               paper="data/published/295672backbone.pth")
