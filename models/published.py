@@ -186,7 +186,7 @@ def first_stage_half(file: Path | str, prefixes: tuple[str, ...], setting: str) 
 # ---- recognisers and contexts ----------------------------------------------------------------------------------------
 
 def load_backbone(file: Path | str, setting: str = "contexts.recogniser") -> nn.Module:
-    """A recogniser, in eval mode: faces [B, 3, 112, 112] in [-1, 1] RGB -> embeddings [B, D].
+    """A recogniser, in eval mode: faces [B, 3, 112, 112] in [-1, 1] RGB -> embeddings [B, D]. Its `file` is the file's path.
 
     Args:
         setting: what the file is to the user, for the error.
@@ -194,11 +194,14 @@ def load_backbone(file: Path | str, setting: str = "contexts.recogniser") -> nn.
         UserError: the file is missing, damaged, would run code, or is of no network in models/backbones.py.
     """
     if Path(file).suffix == ".param":  # ncnn's
-        return NcnnBackbone(require_file(file, setting, "get it from its authors, or correct the setting"))
-    try:
-        return backbones.build(read_state_dict(file, setting))
-    except ValueError as error:
-        raise UserError(f"{file}: {error}; choose the weights of a supported recogniser") from None
+        backbone = NcnnBackbone(require_file(file, setting, "get it from its authors, or correct the setting"))
+    else:
+        try:
+            backbone = backbones.build(read_state_dict(file, setting))
+        except ValueError as error:
+            raise UserError(f"{file}: {error}; choose the weights of a supported recogniser") from None
+    backbone.file = str(file)
+    return backbone
 
 
 def frozen(backbone: nn.Module, file: Path | str, device: torch.device) -> nn.Module:

@@ -7,6 +7,7 @@ from PIL import Image
 from torch import nn
 
 from models.backbones import MobileFaceNet
+from models.published import load_backbone
 from utils.recognition import embedding
 from utils.recognition.embedding import embed, read_unaligned
 from utils.runtime.errors import UserError
@@ -42,6 +43,16 @@ def test_the_mirror_image_s_embedding_follows(faces):
     both = embed(Columns(), range(5), CPU, mirror=True, read=faces.__getitem__)
     expected = np.concatenate([columns_of(faces[:5]), columns_of(faces[:5])[:, ::-1]], axis=1)
     np.testing.assert_allclose(both, expected, rtol=0, atol=1e-6)
+
+
+def test_a_network_that_gives_nan_is_refused_by_its_file(faces, tmp_path):
+    network = MobileFaceNet().eval()
+    with torch.no_grad():
+        for weights in network.parameters():
+            weights *= 1e6  # finite, but what comes of fifty layers is not
+    torch.save(network.state_dict(), tmp_path / "backbone.pth")
+    with pytest.raises(UserError, match="backbone.pth: embeds faces as numbers that are not finite; give another"):
+        embed(load_backbone(tmp_path / "backbone.pth"), range(5), CPU, read=faces.__getitem__)
 
 
 def test_only_a_network_made_for_the_unshifted_template_is_shown_shifted_faces_moved_back(faces):

@@ -12,6 +12,7 @@ from utils.faces.aligned import read_aligned
 from utils.faces.images import read_image
 from utils.faces.template import ARCFACE, SIZE, TEMPLATES
 from utils.recognition.augmentation import network_input
+from utils.runtime.errors import UserError
 from utils.runtime.progress import StageBar
 
 BATCH = {"cuda": 256, "cpu": 16}  # with more on a CPU, activations pass glibc's 32 MB, beyond which all memory is fetched anew
@@ -45,7 +46,7 @@ def embed(backbone: torch.nn.Module, faces: Sequence, device: torch.device, temp
     Returns:
         [N, D] or [N, 2 D] float32, not normalised.
     Raises:
-        UserError: a face cannot be read.
+        UserError: a face cannot be read, or the network gives a number that is not finite.
     """
     backbone = backbone.to(device, memory_format=torch.channels_last).eval()
     shift = round((ARCFACE - TEMPLATES[template])[0, 0]) if getattr(backbone, "on_arcface", False) else 0
@@ -61,6 +62,9 @@ def embed(backbone: torch.nn.Module, faces: Sequence, device: torch.device, temp
             batch = moved_right(network_input(np.stack(images), device), shift)
             sides = [batch, batch.flip(3)] if mirror else [batch]  # moved before: a mirrored face would have to go left
             rows = torch.cat([backbone(side) for side in sides], dim=1).float().cpu().numpy()
+            if not np.isfinite(rows).all():
+                raise UserError(f"{getattr(backbone, 'file', 'the recogniser')}: embeds faces as numbers that are not finite; "
+                                "give another recogniser, or get its weights again")
             if embeddings is None:
                 embeddings = np.empty((len(faces), rows.shape[1]), dtype=np.float32)
             embeddings[start : start + len(rows)] = rows
