@@ -4,7 +4,8 @@ Reads   training.faces, scores.recogniser: the teacher, which is not to be the o
 Writes  <output>/training/<name>/recogniser.safetensors, recogniser.csv
         <output>/faces/<folder>/: faces and the teacher's embeddings, cached
 
-    python -m experiments.demo_recogniser scores.recogniser=data/mobilefacenet_independent.ncnn.param
+    python -m experiments.demo_recogniser training.length=20min \\
+        scores.recogniser=data/mobilefacenet_independent.ncnn.param
 
 No label is used: the loss is 1 - cosine between the embedding of a face and the teacher's (arXiv 1503.02531 of features).
 People held out from the training of the generator are held out here too, and measured.
@@ -30,7 +31,7 @@ from utils.training import faces as training_faces
 from utils.training.draws import Draws, drawn_batches
 from utils.training.loop import Budget, Training
 
-MINUTES, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY, VALIDATIONS = 20.0, 64, 3e-3, 0.05, 20
+BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY, VALIDATIONS = 64, 3e-3, 0.05, 20
 JITTER = 3  # px: the canvas lies so much off, as a detector would put it
 BLURRED, LOWEST = 0.7, 40  # part of the faces that are seen at a lower resolution, and the lowest in px
 
@@ -66,7 +67,8 @@ def main() -> None:
     loss = Imitation(student, distributed.use_bf16(settings.precision, device))
     if settings.compile:
         loss.student = distributed.compiled(student, device)
-    training = Training("recogniser", folder / "recogniser_state.pt", folder / "recogniser.csv", ranks, Budget(MINUTES),
+    training = Training("recogniser", folder / "recogniser_state.pt", folder / "recogniser.csv", ranks,
+                        Budget.parse(settings.length),
                         torch.optim.AdamW(student.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY), {"student": student},
                         clip=[(student, 5.0)], images=BATCH_SIZE, seed=settings.seed)
     training.restore()

@@ -65,10 +65,10 @@ def test_the_first_stage_is_measured_beside_linear_maps(folders, capsys):
 
 
 def test_a_student_learns_the_recogniser_and_the_weights_are_taken_in(folders, monkeypatch, tmp_path, capsys):
-    for name, value in {"MINUTES": 0.05, "BATCH_SIZE": 4, "VALIDATIONS": 1}.items():
+    for name, value in {"BATCH_SIZE": 4, "VALIDATIONS": 1}.items():
         monkeypatch.setattr(demo_recogniser, name, value)
     monkeypatch.setattr(training_faces, "HELD_OUT_PART", 4)
-    run(demo_recogniser, *settings(folders))
+    run(demo_recogniser, *settings(folders), "training.length=0.05min")
     folder = folders / "o" / "training" / "small"
     student = load_backbone(folder / "recogniser.safetensors")
     with torch.no_grad():

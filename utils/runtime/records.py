@@ -155,7 +155,8 @@ def alone(folder: Path) -> Iterator[None]:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print(f"{folder}: another process makes something here; this one waits", flush=True)
+                if os.environ.get("RANK", "0") == "0":  # the other ranks wait for this one
+                    print(f"{folder}: another process makes something here; this one waits", flush=True)
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
