@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from experiments.solver_trials import AGAINST_REAL, METRICS, Candidate, Laboratory, Trial
 from utils.evaluation.scores import interval
-from utils.evaluation.variety import jackknife_interval
+from utils.evaluation.variety import half_sample_interval
 from utils.runtime.figures import save_figure
 from utils.runtime.files import write_text
 
@@ -39,10 +39,10 @@ def choose_reference(trials: Sequence[Trial], recogniser: str, cost: Callable[[T
 def differences(trial: Trial, reference: Trial, recogniser: str) -> dict[str, tuple[float, float, float]]:
     """Each of MARGINS less the reference's, and its 90% interval, paired by identity and noise; empty without replicates."""
     found, both = {}, (trial, reference)
-    for name in AGAINST_REAL if all(one.left_out[recogniser] for one in both) else ():
+    for name in AGAINST_REAL if all(one.of_halves[recogniser] for one in both) else ():
         value, base = (one.metrics[recogniser][name] for one in both)
-        values, bases = (one.left_out[recogniser][name] for one in both)
-        found[name] = value - base, *jackknife_interval(value - base, values - bases)
+        values, bases = (one.of_halves[recogniser][name] for one in both)
+        found[name] = value - base, *half_sample_interval(value - base, values - bases)
     for name in MARGINS.keys() - set(AGAINST_REAL) if all(one.replicates[recogniser] for one in both) else ():
         value, base = (one.metrics[recogniser][name] for one in both)
         values, bases = (one.replicates[recogniser][name] for one in both)

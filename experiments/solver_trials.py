@@ -79,7 +79,7 @@ class Trial:
 
     latents [N, C, h, w] float32; seconds an image, decoding included where images were scored; found [N] bool: whose face
     was detected; by recogniser, METRICS and their replicates [REPLICATES] (empty where identities are too few), and, where
-    real faces were given, AGAINST_REAL and their values without each group of identities.
+    real faces were given, AGAINST_REAL and their values of halves of the identities.
     """
 
     candidate: Candidate
@@ -89,7 +89,7 @@ class Trial:
     found: np.ndarray
     metrics: dict[str, dict[str, float]]
     replicates: dict[str, dict[str, np.ndarray]]
-    left_out: dict[str, dict[str, np.ndarray]]
+    of_halves: dict[str, dict[str, np.ndarray]]
 
     def distance(self, other: "Trial") -> float:
         """Rms difference of the latents of the images that both have, as a part of the other's standard deviation."""
@@ -166,16 +166,16 @@ class Laboratory:
             for name in names:
                 embeddings = embed(self.backbones[name], [face for face in faces if face is not None], self.device,
                                    read=lambda face: face)
-                values, replicates, left_out = measure(embeddings, found, images, self.real.get(name))
+                values, replicates, of_halves = measure(embeddings, found, images, self.real.get(name))
                 of_recognisers |= {f"{name}_embeddings": embeddings, f"{name}_values": values, f"{name}_replicates": replicates,
-                                   f"{name}_left_out": left_out}
+                                   f"{name}_of_halves": of_halves}
             record.begin()
             write_npz(record.target, latents=latents, seconds=np.array(seconds), found=found, **of_recognisers)
         kept = read_npz(record.target, ["latents", "seconds", "found", *(
-            f"{name}_{kind}" for name in names for kind in ("values", "replicates", "left_out"))])
+            f"{name}_{kind}" for name in names for kind in ("values", "replicates", "of_halves"))])
         return Trial(candidate, images, kept["latents"], float(kept["seconds"]), kept["found"], *(
             {name: dict(zip(of, kept[f"{name}_{kind}"], strict=False)) for name in names}  # fewer where some are not known
-            for kind, of in (("values", METRICS + AGAINST_REAL), ("replicates", METRICS), ("left_out", AGAINST_REAL))))
+            for kind, of in (("values", METRICS + AGAINST_REAL), ("replicates", METRICS), ("of_halves", AGAINST_REAL))))
 
     @cached_property
     def backbones(self) -> Mapping[str, torch.nn.Module]:
@@ -249,7 +249,7 @@ def aligned(image: np.ndarray, faces: Sequence) -> np.ndarray | None:
 
 def measure(embeddings: np.ndarray, found: np.ndarray, images: Images, real: tuple[np.ndarray, np.ndarray] | None
             ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """METRICS of the faces that were found, then AGAINST_REAL; replicates [METRICS, REPLICATES]; left_out [AGAINST_REAL, groups].
+    """METRICS of the faces that were found, then AGAINST_REAL; replicates [METRICS, REPLICATES]; of halves [AGAINST_REAL, N].
 
     There are no replicates where an identity has lost all of its faces, since they could not be compared, or identities are few.
     """
@@ -258,13 +258,13 @@ def measure(embeddings: np.ndarray, found: np.ndarray, images: Images, real: tup
     replicates = {}
     if len(np.unique(labels)) == images.identities >= scores.MIN_BOOTSTRAP_IDENTITIES:
         replicates = scores.bootstrap(embeddings, labels, REPLICATES)
-    left_out = {}
+    of_halves = {}
     if real:
-        figures, left_out = variety.against_real(embeddings, labels, real)
+        figures, of_halves = variety.against_real(embeddings, labels, real)
         values |= figures
     return (np.array([values[name] for name in (*METRICS, *AGAINST_REAL) if name in values]),
             np.array([replicates[name] for name in METRICS if replicates]),
-            np.array([left_out[name] for name in AGAINST_REAL if left_out]))
+            np.array([of_halves[name] for name in AGAINST_REAL if of_halves]))
 
 
 def processor(device: torch.device) -> str:

@@ -40,18 +40,18 @@ def measure(folder: Path, embeddings: np.ndarray, labels: np.ndarray, real: vari
     metrics = scores.metrics(distributions) | {name: float(np.nanmean(values)) for name, values in within.items()}
     metrics |= {"vendi_images": images_each, "identities": len(names), "images": len(labels), "versions": versions(),
                 "most_similar_identities": scores.most_similar_identities(embeddings, labels, device)}
-    left_out = {}
+    of_halves = {}
     if real:
-        figures, left_out = variety.against_real(embeddings, labels, real)
+        figures, of_halves = variety.against_real(embeddings, labels, real)
         metrics |= figures
     if len(names) >= scores.MIN_BOOTSTRAP_IDENTITIES:
         resampled = {name: variety.resampled_mean(values, replicates) for name, values in within.items()}
         if len(names) <= BOOTSTRAP_IDENTITIES:
             resampled |= scores.bootstrap(embeddings, labels, replicates, device=device)
             write_npz(folder / "bootstrap.npz", identities=names, **resampled,
-                      **{f"left_out_{name}": values for name, values in left_out.items()})
+                      **{f"of_halves_{name}": values for name, values in of_halves.items()})
         metrics["intervals"] = {name: scores.interval(values) for name, values in resampled.items()} | {
-            name: variety.jackknife_interval(metrics[name], values) for name, values in left_out.items()}
+            name: variety.half_sample_interval(metrics[name], values) for name, values in of_halves.items()}
     write_npz(folder / "histograms.npz", **vars(distributions))
     write_json(folder / "metrics.json", metrics)  # last: where it exists, all of them do
 
