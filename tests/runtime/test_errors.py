@@ -88,6 +88,18 @@ def test_a_real_failed_write_is_told(ended, tmp_path):
     assert code == 2 and line.startswith(f"error: {tmp_path / 'out' / 'run'}: Not a directory; ")
 
 
+@pytest.mark.parametrize("error, heard", [
+    (MemoryError(), ""), (RuntimeError("DefaultCPUAllocator: can't allocate memory"), ""), (ValueError("x"), "ValueError: x")])
+def test_where_nothing_can_be_raised_a_lack_of_memory_is_no_noise(capsys, error, heard):
+    class Held:
+        def __del__(self) -> None:
+            raise error
+
+    errors.listen()
+    Held()
+    assert heard in (said := capsys.readouterr().err) and bool(said) is bool(heard)
+
+
 @pytest.mark.parametrize("sent, code, word", [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")])
 def test_signals_finish_what_is_in_hand_and_have_codes_of_their_own(ended, sent, code, word, monkeypatch):
     finished = []

@@ -202,7 +202,12 @@ def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackT
 
 
 def _unraisable(about: "sys.UnraisableHookArgs") -> None:
-    """sys.unraisablehook: a signal that came where nothing can be raised, as in a destructor, comes again a little later."""
+    """sys.unraisablehook: a signal that came where nothing can be raised, as in a destructor, comes again a little later.
+
+    So does, by itself, a lack of memory; what a destructor could not do for it needs no line.
+    """
+    if about.exc_value is not None and is_out_of_memory(about.exc_value):
+        return
     if not isinstance(about.exc_value, KeyboardInterrupt | Terminated):
         sys.__unraisablehook__(about)
         return
