@@ -6,6 +6,8 @@ import torch
 
 # Small tensors gain nothing from threads, and threads that wait for busy cores lose much.
 torch.set_num_threads(1)
+# A shell that starts the tests in the background has them ignore Ctrl-C, which their processes would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
