@@ -28,7 +28,7 @@ from utils.runtime.errors import ROOT
 
 KILLS = 20
 # The parts, and the share of their trials that --quick makes.
-QUICK = dict.fromkeys(STAGES, 0.06) | {"ranks": 0, "upstream": 0.03, "hostile": 0.03, "mutated": 0.03, "commandline": 0}
+QUICK = dict.fromkeys(STAGES, 0.04) | {"ranks": 0, "upstream": 0.02, "hostile": 0.02, "mutated": 0.02, "commandline": 0}
 DOCUMENT = ROOT / "docs" / "reliability.md"
 TITLES = ("lost", "wrong", "tracebacks", "hangs, orphans", "messages not one line", "programs", "crashes", "files outside",
           "over 4 GiB")
