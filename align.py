@@ -119,9 +119,14 @@ def main() -> None:
         write_kept(aligned, kept)
         write_cards(run)
         print(closing_line(aligned, faces, len(outputs), eligible, kept, settings.keep_images, len(others)))
-        if misplaced := misplaced_images(root):
-            print(f"{root}: {len(misplaced)} images lie in no identity folder, {misplaced[0]} for one; they were left out")
+        tell_misplaced(root)
     ranks.close()
+
+
+def tell_misplaced(root: Path | str) -> None:
+    """Say how many images are in no identity folder, if there are any."""
+    if misplaced := misplaced_images(root):
+        print(f"{root}: {len(misplaced)} images lie in no identity folder, {misplaced[0]} for one; they were left out")
 
 
 def left_to_align(digests: Mapping[Path, str], outputs: Mapping[Path, Path], aligned: Path) -> set[Path]:

@@ -12,7 +12,6 @@ each seed, paired differences from w = 0 and from the best plain negative. fp32;
 processor are made anew. Settings go to every stage; the solver is that of the settings.
 """
 import argparse
-import sys
 import time
 from collections.abc import Iterator
 
@@ -20,9 +19,10 @@ from config import places
 from config.load import load_config
 from experiments.experiment_report import Report
 from experiments.experiment_trials import CEILING, FRONTIER, RATES, Laboratory, TooFewError, Trial, factorial
+from experiments.options import parse
 from experiments.solver_trials import Images
 from utils.runtime import ranks as distributed
-from utils.runtime.errors import UserError, run_script
+from utils.runtime.errors import run_script
 
 PARTS = ("frontier", "ceiling", "factorial")
 FRONTIER_SEED = 0
@@ -59,10 +59,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--seeds", type=lambda text: tuple(map(int, text.split(","))), default=(1, 2, 3, 4, 5))
     parser.add_argument("--spare", type=float, default=1.6, help="times as many images are drawn where a band filter chooses")
     parser.add_argument("--docs", action="store_true", help="write the tables and the plot into docs/ too")
-    options, rest = parser.parse_known_args([a for a in sys.argv[1:] if "=" not in a or a.startswith("--")])
-    if rest:
-        raise UserError(f"{rest[0]}: is not understood; see --help")
-    return options, [a for a in sys.argv[1:] if "=" in a and not a.startswith("--")]
+    return parse(parser)
 
 
 class Study:

@@ -182,7 +182,7 @@ class Laboratory:
                                             "recogniser that the contexts are of; give it, or --parts frontier,ceiling"))
 
     def real_people(self, images: int) -> int:
-        """How many people of LFW, none of them in the tests, have together as nearly as can be so many images."""
+        """How many people of LFW, none of them in the tests, together have a number of images as near to `images` as can be."""
         names = self.people.read_text(encoding="utf-8").splitlines()
         chosen = select(self.lfw, 0, REAL["fr.images_per_identity"], REAL["fr.minimum_images"], names)
         totals = list(accumulate(map(len, chosen.values())))

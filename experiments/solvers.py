@@ -13,7 +13,6 @@ best six, today's default and rules with fewer negative passes get full figures.
 others, come last. fp32; trials of another kind of processor are made anew.
 """
 import argparse
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -26,6 +25,7 @@ from config import places
 from config.config import Config
 from config.load import load_config
 from experiments.demo import stage
+from experiments.options import parse
 from experiments.solver_fit import fit
 from experiments.solver_report import Report, choose_reference, is_equivalent
 from experiments.solver_trials import ARMS, Candidate, Images, Laboratory, Trial
@@ -104,10 +104,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--steps", type=lambda text: tuple(map(int, text.split(","))), default=STEPS)
     parser.add_argument("--best", type=int, default=6, help="how many of those screened get full figures")
     parser.add_argument("--docs", action="store_true", help="write the tables and the plot into docs/ too")
-    options, rest = parser.parse_known_args([a for a in sys.argv[1:] if "=" not in a or a.startswith("--")])
-    if rest:
-        raise UserError(f"{rest[0]}: is not understood; see --help")
-    return options, [a for a in sys.argv[1:] if "=" in a and not a.startswith("--")]
+    return parse(parser)
 
 
 class Study:

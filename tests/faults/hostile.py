@@ -153,7 +153,7 @@ def mutated(folders: dict[str, Path], times: int = 30) -> Iterator[Trial]:
 
 
 def command_line(folders: dict[str, Path], number: int = 40) -> Iterator[Trial]:
-    """So many of the hostile files to the scripts themselves, with programs on PATH that leave a mark."""
+    """`number` of the hostile files to the scripts themselves, with programs on PATH that leave a mark."""
     with trial_folder(folders["finished"]) as programs:
         for program in ("gs", "convert", "magick", "ffmpeg", "touch", "sh", "curl"):
             write(programs / "bin" / program, f"#!/bin/bash\n: > {MARK}\n".encode())
