@@ -1,6 +1,7 @@
 """The first stage's batches and losses: pixels, colours, a recogniser's early features and embeddings, a discriminator."""
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -54,7 +55,7 @@ class DecodingLoss(nn.Module):
         super().__init__()
         self.autoencoder, self.judge, self.bf16 = autoencoder, judge, bf16
         self.discriminator, self.adversarial = discriminator, adversarial
-        self.encode, self.difference = compiled(autoencoder.encode), compiled(self._difference)
+        self.encode, self.decode = compiled(autoencoder.encode), compiled(partial(autoencoder.decode, quantised=False))
 
     def forward(self, images: Tensor) -> Tensor:
         """From quantised latents: the decoder alone learns."""
@@ -62,21 +63,22 @@ class DecodingLoss(nn.Module):
             latents = self.encode(images).float()
         return self.difference(self.autoencoder.quantize(latents).requires_grad_(), images)
 
-    def _difference(self, latents: Tensor, images: Tensor) -> Tensor:
+    def difference(self, latents: Tensor, images: Tensor) -> Tensor:
         judged = len(images) // 2  # half of them, since judging takes longer than decoding
         with self._autocast(images):
-            decoded = self.autoencoder.decode(latents, quantised=False)
-            with torch.no_grad():
-                features, embeddings = self.judge(images[:judged])
-            decoded_features, decoded_embeddings = self.judge(decoded[:judged])
+            decoded = self.decode(latents)
             adversarial = 0.0 if self.discriminator is None else adversarial_loss(self.discriminator, decoded, images,
                                                                                   self.adversarial)
+        with self._autocast(images, images.device.type != "cpu"):  # depthwise convolutions are slower in bfloat16 there
+            with torch.no_grad():
+                features, embeddings = self.judge(images[:judged])
+            decoded_features, decoded_embeddings = self.judge(decoded[:judged].float())
         perceptual = sum(F.l1_loss(*pair) for pair in zip(decoded_features, features, strict=True))
         identity = (1 - F.cosine_similarity(decoded_embeddings, embeddings)).mean()
         return pixel_loss(decoded.float(), images) + PERCEPTUAL * perceptual + IDENTITY * identity + adversarial
 
-    def _autocast(self, images: Tensor) -> torch.autocast:
-        return torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16)
+    def _autocast(self, images: Tensor, allowed: bool = True) -> torch.autocast:
+        return torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16 and allowed)
 
 
 class ContinuousLoss(DecodingLoss):
