@@ -14,10 +14,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.prepacked import prepack
 from models.sizes import SIZES, build
 from utils.runtime import ranks as distributed
 
 CONTEXT = 512
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def main() -> None:
@@ -25,6 +27,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=50, help="images denoised together")
     parser.add_argument("--steps", type=int, default=3, help="timed steps, after one that is not")
     parser.add_argument("--size", default="published", choices=tuple(SIZES), help="of the network")
+    parser.add_argument("--precisions", nargs="+", default=tuple(PRECISIONS), choices=tuple(PRECISIONS), help="of ours")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     arguments = parser.parse_args()
     device = distributed.setup(arguments.device).device
@@ -40,8 +43,9 @@ def main() -> None:
     gflop = counter.get_total_flops() / 1e9
     print(f"{name_of(device)}, {torch.get_num_threads()} threads, "
           f"torch {torch.__version__}; one call of one image: {gflop:.1f} GFLOP; batch {batch}, w = 0.5")
-    rates = {dtype: matrix_rate(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
-    print(f"measured matrix rate: fp32 {rates[torch.float32] / 1e12:.3g}, bf16 {rates[torch.bfloat16] / 1e12:.3g} TFLOP/s")
+    rates = {PRECISIONS[name]: matrix_rate(PRECISIONS[name], device) for name in {"fp32", *arguments.precisions}}
+    print("measured matrix rate:", ", ".join(f"{name} {rates[dtype] / 1e12:.3g}" for name, dtype in PRECISIONS.items()
+                                             if dtype in rates), "TFLOP/s")
 
     def published() -> torch.Tensor:
         with sdpa_kernel(SDPBackend.MATH):
@@ -57,8 +61,10 @@ def main() -> None:
     rows = {}
     rows["published, fp32"] = measure(published, arguments.steps, device), torch.float32, 2
     unet, x_t = unet.to(memory_format=torch.channels_last), x_t.to(memory_format=torch.channels_last)
-    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+    for precision in arguments.precisions:
+        dtype = PRECISIONS[precision]
         unet, x_t = unet.to(dtype), x_t.to(dtype)
+        prepack(unet)
         with torch.inference_mode():
             tokens = unet.context_tokens(torch.cat([c_pos, c_neg]).to(dtype))
         rows[f"ours, {precision}"] = measure(ours, arguments.steps, device), dtype, 2

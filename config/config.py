@@ -119,11 +119,11 @@ class Sampling:
     identities: int = setting(32, "the first `identities` contexts are sampled; the paper's 10050 leave 10000 after alignment",
                               minimum=1, paper=10050)
     images_per_identity: int = setting(6, "images of each identity", minimum=1, paper=50)
-    solver: str = setting("dpm++", "ddpm (arXiv 2006.11239); ddim (2010.02502, eta 0); dpm++ (DPM-Solver++ 2M, 2211.01095) and "
+    solver: str = setting("fitted", "ddpm (arXiv 2006.11239); ddim (2010.02502, eta 0); dpm++ (DPM-Solver++ 2M, 2211.01095) and "
                           "dpm++sde, its SDE variant; unipc and unipc3 (2302.04867, order 2 and 3); deis and deis3 "
                           "(2204.13902, order 2 and 3); fitted: to the embedded weights, in few steps (as in 2502.17423)",
                           paper="ddpm")
-    steps: int = setting(15, "denoising steps; the paper's ablation runs ddim in 200", minimum=1, paper=1000)
+    steps: int = setting(12, "denoising steps; the paper's ablation runs ddim in 200", minimum=1, paper=1000)
     spacing: str = setting("default", "which timesteps of the model's T: leading, linspace, trailing, karras (2206.00364), "
                            "log_snr (equal steps of the log SNR); default: leading for ddpm and ddim, its own for fitted, "
                            "linspace for the others", paper="default")

@@ -2,6 +2,7 @@
 
 Every trial has the same contexts and the same noise: image k of identity i is the same one in all of them.
 """
+import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from config import places
 from config.config import Config, Guidance
+from models.prepacked import PREPACKED
 from models.published import backbone_digest, load_backbone
 from utils.diffusion import guidance, solvers, spacings
 from utils.diffusion.latent_diffusion import LatentDiffusion, load_model, to_uint8
@@ -216,7 +218,10 @@ def generator_gflop(model: LatentDiffusion, device: torch.device) -> dict[str, f
 
 def gflop(call: Callable) -> float:
     """GFLOP of a call, counted."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    def of_prepacked(x: torch.Size, weight: torch.Size, *_: object, out_shape: torch.Size, **__: object) -> int:
+        return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+    with FlopCounterMode(display=False, custom_mapping=dict.fromkeys(PREPACKED, of_prepacked)) as counter, torch.no_grad():
         call()
     return counter.get_total_flops() / 1e9
 

@@ -9,8 +9,8 @@ Writes  <output>/solvers/<kind of guidance>/<images>/<solver>.npz: each trial, k
 
 For each kind of guidance: first the deterministic limit (DDIM in 200 and 400 steps, DPM++ in 100 and 200) is shown to be reached,
 and the cheapest that agrees is the reference. Then all candidates are screened by the distance of their latents to it, and the
-best six, today's default and rules with fewer negative passes get full figures. DDPM and SDE solvers, whose images are
-others, come last. fp32; trials of another kind of processor are made anew.
+best six, the default, the earlier one and rules with fewer negative passes get full figures. DDPM and SDE solvers, whose images
+are others, come last. fp32; trials of another kind of processor are made anew.
 """
 import argparse
 import time
@@ -22,12 +22,12 @@ import numpy as np
 import torch
 
 from config import places
-from config.config import Config
+from config.config import Config, Sampling
 from config.load import load_config
 from experiments.demo import stage
 from experiments.options import parse
 from experiments.solver_fit import fit
-from experiments.solver_report import Report, choose_reference, is_equivalent
+from experiments.solver_report import Report, choose_reference
 from experiments.solver_trials import ARMS, Candidate, Images, Laboratory, Trial
 from models.published import backbone_digest, load_backbone
 from utils.diffusion.fitted import FITTED
@@ -46,7 +46,7 @@ PAIRS = 6  # solvers and spacings that are screened in every number of steps, af
 NEAR = 12  # steps: the best six are those nearest to it
 INTERVALS = ((200, 999), (0, 600))
 RULES = ("every2", "every3")
-TODAY = Candidate("dpm++", 15, "linspace")  # the demo's
+DEFAULT, EARLIER = Candidate(Sampling().solver, Sampling().steps), Candidate("dpm++", 15, "linspace")  # and the one before
 OTHERS = (Candidate("dpm++sde", 20), Candidate("dpm++sde", 50))  # other images, compared by figures alone
 ANCESTRAL = Candidate("ddpm", 1000)
 RATES = (150, 250)  # GFLOP/s in fp32 that two cores were seen to give
@@ -134,9 +134,7 @@ class Study:
             if converged is None:
                 continue
             self.report.converged(arm, converged)
-            for candidate in [*self.finalists, TODAY]:
-                self.finish(arm, candidate)
-            for candidate in self.with_fewer_passes(arm):
+            for candidate in dict.fromkeys([*self.finalists, DEFAULT, EARLIER, *with_fewer_passes(arm)]):
                 self.finish(arm, candidate)
         for arm in self.options.arms:
             if arm in self.report.references:
@@ -191,18 +189,6 @@ class Study:
         if (trial := self.trial(arm, candidate, self.full, True)) is not None:
             self.report.finished(arm, trial)
 
-    def with_fewer_passes(self, arm: str) -> list[Candidate]:
-        """The cheapest equivalent candidate, or the dearest finalist, with fewer negative passes."""
-        if ARMS[arm].w == 0 or not self.finalists:
-            return []
-        tried = [self.done[arm, candidate, self.full, True] for candidate in self.finalists
-                 if (arm, candidate, self.full, True) in self.done]
-        equivalent = [trial.candidate for trial in tried
-                      if is_equivalent(trial, self.report.full[arm][0], self.report.recogniser)]
-        best = min(equivalent, key=lambda one: one.steps) if equivalent else max(self.finalists, key=lambda one: one.steps)
-        rules = [replace(best, rule=rule) for rule in RULES]
-        return rules + [replace(best, interval=interval) for interval in INTERVALS if ARMS[arm].schedule == "constant"]
-
     def estimate(self) -> None:
         """What all of it will take, before it is begun."""
         cost, images, total = self.laboratory.cost, len(self.full), 0.0
@@ -220,6 +206,14 @@ class Study:
         slow, fast = (total / rate / 60 for rate in RATES)
         print(f"all: {total / 1e3:.0f} TFLOP, {fast:.0f} to {slow:.0f} min at {RATES[1]} to {RATES[0]} GFLOP/s, besides "
               f"decoding, detection and embedding; at most {self.options.minutes:g} min now; {self.laboratory.kind}", flush=True)
+
+
+def with_fewer_passes(arm: str) -> list[Candidate]:
+    """The default with fewer negative passes."""
+    if ARMS[arm].w == 0:
+        return []
+    rules = [replace(DEFAULT, rule=rule) for rule in RULES]
+    return rules + [replace(DEFAULT, interval=interval) for interval in INTERVALS if ARMS[arm].schedule == "constant"]
 
 
 if __name__ == "__main__":

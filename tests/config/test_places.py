@@ -17,7 +17,7 @@ def test_a_runs_name_says_what_makes_its_images_differ():
         [], ["guidance.w=0"], ["guidance.w=1"], ["guidance.schedule=linear"], ["guidance.rule=apg"],
         ["guidance.schedule=interval", "guidance.interval=200,800"], ["guidance.schedule=interval"],
         ["negatives.strategy=close"], ["negatives.strategy=rand", "negatives.seed=1"], ["negatives.pool=50"],
-        ["sampling.solver=ddim"], ["sampling.steps=20"], ["sampling.spacing=trailing"], ["sampling.seed=1"],
+        ["sampling.solver=ddim"], ["sampling.steps=10"], ["sampling.spacing=trailing"], ["sampling.seed=1"],
         ["sampling.solver=ddim", "sampling.as_published=1"],
         ["variety.cone=0.7"], ["variety.cone=0.7", "variety.cone_noise=contexts"],
         ["variety.cone=0.7", "variety.cone_bound=safe"],
@@ -25,7 +25,7 @@ def test_a_runs_name_says_what_makes_its_images_differ():
         ["contexts.seed=1"], ["contexts.source=uniform"], ["model.diffusion=other"], ["--preset", "experiment"])]
     for one, other in combinations(folders, 2):
         assert one != other
-    assert folders[0] == Path("output/demo/demo_gaussian-100-seed0_far_w0.5-constant_dpm++15_seed42")
+    assert folders[0] == Path("output/demo/demo_gaussian-100-seed0_far_w0.5-constant_fitted12_seed42")
     assert "_far_w0.5-interval200to800_" in folders[5].name
 
 

@@ -218,7 +218,7 @@ def test_what_was_fitted_runs_in_its_timesteps(steps):
 
 @pytest.mark.parametrize("steps, T, spacing", [(7, 1000, "default"), (8, 1000, "trailing"), (8, 500, "default")])
 def test_the_fitted_one_is_refused_where_it_was_not_fitted(steps, T, spacing):
-    with pytest.raises(UserError, match="sampling.solver: fitted was fitted to the embedded weights .*, or another solver$"):
+    with pytest.raises(UserError, match="sampling.solver: fitted was fitted to the embedded .* as sampling.solver=dpm[+][+]$"):
         check("fitted", steps, False, T, spacing)
 
 

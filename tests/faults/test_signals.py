@@ -55,7 +55,8 @@ def settings(tmp_path_factory) -> list[str]:
         f"paths.output={output}", "device=cpu", "contexts.source=uniform", "contexts.dimension=512", "contexts.number=12",
         f"model.diffusion={weights}", f"model.first_stage_encoder={weights / 'first_stage_encoder_state_dict.pt'}",
         f"model.first_stage_decoder={weights / 'first_stage_decoder_state_dict.pt'}", "sampling.identities=6",
-        "sampling.images_per_identity=4", "sampling.batch_size=2", "sampling.steps=8", "sampling.precision=fp32"]
+        "sampling.images_per_identity=4", "sampling.batch_size=2", "sampling.solver=dpm++", "sampling.steps=8",
+        "sampling.precision=fp32"]
     for script in (create_sample_identity_contexts, create_negative_contexts):
         code, printed = forked(script.main, *overrides)
         assert code == 0, printed

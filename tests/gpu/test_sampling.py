@@ -123,9 +123,9 @@ def test_sample_py(tmp_path, monkeypatch, variety):
     random_weights.write(tmp_path / "tiny", "small", seed=0)
     settings = [f"paths.output={tmp_path}", "paths.run=gpu", "contexts.source=uniform", "contexts.dimension=512",
                 "contexts.number=4", f"model.diffusion={tmp_path / 'tiny'}", "sampling.identities=3",
-                f"model.first_stage_encoder={tmp_path / 'tiny' / 'first_stage_encoder_state_dict.pt'}", "sampling.steps=2",
+                f"model.first_stage_encoder={tmp_path / 'tiny' / 'first_stage_encoder_state_dict.pt'}",
                 f"model.first_stage_decoder={tmp_path / 'tiny' / 'first_stage_decoder_state_dict.pt'}",
-                "sampling.images_per_identity=3", "sampling.batch_size=4", *variety]
+                "sampling.solver=dpm++", "sampling.steps=2", "sampling.images_per_identity=3", "sampling.batch_size=4", *variety]
     for script in (create_sample_identity_contexts, create_negative_contexts):
         run(script, *settings, "device=cpu")
     images = LatentDiffusion.images

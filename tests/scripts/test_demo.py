@@ -19,7 +19,7 @@ from utils.runtime.files import read_npz
 from utils.training.faces import MARGIN, of_canvas
 
 DEMO = Path(__file__).parents[2] / "models" / "demo"
-IDENTITIES, IMAGES, STEPS = 8, 4, Config().sampling.steps
+IDENTITIES, IMAGES, SAMPLING = 8, 4, Config().sampling
 LABELS = np.repeat(np.arange(IDENTITIES), IMAGES)
 
 
@@ -34,7 +34,8 @@ def drawn() -> dict[str, torch.Tensor]:
     far, _, _ = negatives.select(c, "far")
     numbers = np.tile(np.arange(IMAGES), IDENTITIES).tolist()
     noise = partial(gaussian, 42, LABELS.tolist(), numbers, shape=model.latent_shape)
-    return {name: model.images(torch.from_numpy(c[LABELS]), torch.from_numpy(far[LABELS]), noise, guide, "dpm++", STEPS)
+    of_identities = torch.from_numpy(c[LABELS]), torch.from_numpy(far[LABELS])
+    return {name: model.images(*of_identities, noise, guide, SAMPLING.solver, SAMPLING.steps)
             for name, guide in (("w0", unguided), ("far", guided("negative", 0.5)))}
 
 

@@ -131,7 +131,7 @@ def small(faces, monkeypatch):
     monkeypatch.setattr(experiment, "factorial", lambda best: few)
     monkeypatch.setattr(experiment_trials, "BAND", "align.band=-1,1")
     return ["--frontier", "9x3", "--sets", "9x3", "--seeds", "1", "--spare", "1", "device=cpu", "contexts.number=12",
-            "sampling.identities=1", "sampling.steps=3", "align.processes=1", "fr.epochs=1", "fr.milestones=", "fr.batch_size=8",
+            "sampling.identities=1", "sampling.steps=6", "align.processes=1", "fr.epochs=1", "fr.milestones=", "fr.batch_size=8",
             f"contexts.recogniser={faces / 'contexts.pth'}", f"verify.lfw_faces={faces / 'aligned'}",
             f"verify.lfw_pairs={faces / 'pairs.txt'}"]
 

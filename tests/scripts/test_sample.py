@@ -50,8 +50,8 @@ def settings(weights, tmp_path_factory) -> list[str]:
         f"contexts.number={CONTEXTS}", f"model.diffusion={weights}",
         f"model.first_stage_encoder={weights / 'first_stage_encoder_state_dict.pt'}",
         f"model.first_stage_decoder={weights / 'first_stage_decoder_state_dict.pt'}",
-        "sampling.identities=3", "sampling.images_per_identity=3", "sampling.batch_size=4", "sampling.steps=3",
-        "sampling.precision=fp32"]
+        "sampling.identities=3", "sampling.images_per_identity=3", "sampling.batch_size=4", "sampling.solver=dpm++",
+        "sampling.steps=3", "sampling.precision=fp32"]
     for script, extra in ((create_sample_identity_contexts, []), (create_negative_contexts, []),
                           (create_negative_contexts, ["negatives.strategy=null"])):
         run(script, *overrides, *extra)

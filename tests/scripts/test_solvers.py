@@ -139,7 +139,7 @@ def small(monkeypatch, tmp_path):
     for name, value in {"PROOF": Images(10, 2), "SCREEN": Images(2, 2), "SOLVERS": ("unipc", "dpm++"), "SPACINGS": ("linspace",),
                         "REFERENCES": (Candidate("dpm++", 4), Candidate("ddim", 3)), "RULES": ("every2",), "OTHERS": (),
                         "INTERVALS": ((200, 999),), "ANCESTRAL": Candidate("ddpm", 2),
-                        "TODAY": Candidate("dpm++", 2, "linspace")}.items():
+                        "EARLIER": Candidate("dpm++", 2, "linspace")}.items():
         monkeypatch.setattr(solvers, name, value)
     return ["--identities", "10", "--images", "2", "--steps", "2,3", "--best", "1", "--arms", "far", f"paths.output={tmp_path}"]
 

@@ -24,7 +24,8 @@ def made(tmp_path_factory) -> tuple[Path, Path]:
                 "contexts.number=6", f"model.diffusion={weights}", "negatives.pool=0",
                 f"model.first_stage_encoder={weights / 'first_stage_encoder_state_dict.pt'}",
                 f"model.first_stage_decoder={weights / 'first_stage_decoder_state_dict.pt'}",
-                "sampling.identities=3", "sampling.images_per_identity=2", "sampling.batch_size=4", "sampling.steps=2"]
+                "sampling.identities=3", "sampling.images_per_identity=2", "sampling.batch_size=4",
+                "sampling.solver=dpm++", "sampling.steps=2"]
     for script in (create_sample_identity_contexts, create_negative_contexts, sample):
         run(script, *settings)
     return output / "run", weights

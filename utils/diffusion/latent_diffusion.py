@@ -9,6 +9,7 @@ from torch import Tensor
 from config.config import Model, Sampling
 from models import published
 from models.autoencoder import Autoencoder
+from models.prepacked import prepack
 from models.schedule import alpha_bars
 from models.unet import ConditionalUNet
 from utils.diffusion import fitted, solvers
@@ -120,11 +121,12 @@ def load_model(model: Model, sampling: Sampling, device: torch.device) -> tuple[
              published.checkpoint_file(Path(model.diffusion) / "checkpoints", step, ema=True), model.first_stage_encoder,
              model.first_stage_decoder]
     if sampling.solver == "fitted" and file_digest(files[1]) != fitted.WEIGHTS:
-        raise UserError(f"sampling.solver: fitted was fitted to other weights than {files[1]}; set another solver, or fit it to "
-                        "them by python -m experiments.solvers fit")
+        raise UserError(f"sampling.solver: fitted was fitted to other weights than {files[1]}; set "
+                        "sampling.solver=dpm++ sampling.steps=20, or fit it to them by python -m experiments.solvers fit")
     bf16 = use_bf16(sampling.precision, device)
-    return LatentDiffusion(unet, autoencoder, settings["betas"], settings["latent_shape"], settings["prediction"], device,
-                           bf16), files
+    model = LatentDiffusion(unet, autoencoder, settings["betas"], settings["latent_shape"], settings["prediction"], device, bf16)
+    prepack(model.unet)
+    return model, files
 
 
 def eps_of_v(v: Tensor, x_t: Tensor, alpha_bar: float | Tensor) -> Tensor:

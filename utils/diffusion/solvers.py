@@ -217,7 +217,8 @@ def check(solver: str, steps: int, as_published: bool, T: int, spacing: str = "d
     if solver == "fitted" and (fault or T != FITTED_T):
         raise UserError(f"sampling.solver: fitted was fitted to the embedded weights (T = {FITTED_T}) for "
                         f"{', '.join(map(str, FITTED))} steps in its own spacing, not {steps} of T = {T} in {spacing}; set "
-                        "sampling.steps to one of these and sampling.spacing=default, or another solver")
+                        "sampling.steps to one of these and sampling.spacing=default, or another solver, such as "
+                        "sampling.solver=dpm++")
     if fault:
         fewer = "" if as_published and solver == "ddpm" else f"; set fewer, at most {T - 1}"
         every = f"; set sampling.steps={T}, or sampling.as_published=false" if not fewer else ""
