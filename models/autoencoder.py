@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from diffusers import VQModel
+from diffusers.models.autoencoders.vae import VectorQuantizer
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
@@ -38,13 +39,15 @@ class Autoencoder(nn.Module):
         block_out_channels: channels at each resolution of the encoder, each half the one before.
         layers_per_block: residual blocks at each resolution of the encoder; the decoder has one more.
         latent_channels: channels between the encoder and `quant_conv`.
-        code_channels: C, the channels of the latents and the width of the codebook.
+        code_channels: C, the channels of the latents.
         num_codes: size of the codebook.
+        code_parts: how many codes a position has, each for C / code_parts of its channels (product quantisation,
+            10.1109/TPAMI.2010.57, with one codebook for all parts); the published stage has one.
         image_channels: channels of the images.
     """
 
     def __init__(self, block_out_channels: tuple[int, ...], layers_per_block: int, latent_channels: int,
-                 code_channels: int, num_codes: int, image_channels: int = 3) -> None:
+                 code_channels: int, num_codes: int, code_parts: int = 1, image_channels: int = 3) -> None:
         super().__init__()
         self.levels = levels = len(block_out_channels)
         self.factor = 2 ** (levels - 1)  # image size / latent size
@@ -53,6 +56,8 @@ class Autoencoder(nn.Module):
             down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
             layers_per_block=layers_per_block, latent_channels=latent_channels, vq_embed_dim=code_channels,
             num_vq_embeddings=num_codes)
+        if code_parts > 1:
+            self.vq.quantize = VectorQuantizer(num_codes, code_channels // code_parts, beta=0.25)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] -> latents [B, C, H / factor, W / factor], not quantised."""
@@ -67,13 +72,15 @@ class Autoencoder(nn.Module):
         return self.vq.decode(self.quantize(latents) if quantised else latents, force_not_quantize=True).sample
 
     def quantize(self, latents: Tensor) -> Tensor:
-        """Latents [B, C, h, w] -> the nearest code at each position, [B, C, h, w]; NaN where a latent is not finite."""
-        quantized = self.vq.quantize.embedding(self.codes(latents)).permute(0, 3, 1, 2)
+        """Latents [B, C, h, w] -> the nearest codes at each position, [B, C, h, w]; NaN where a latent is not finite."""
+        parts = latents.unflatten(1, (-1, self.vq.quantize.vq_embed_dim)).flatten(0, 1)
+        quantized = self.vq.quantize.embedding(self.codes(parts)).permute(0, 3, 1, 2)
+        quantized = quantized.unflatten(0, (len(latents), -1)).flatten(1, 2)
         return quantized.where(latents.isfinite().all(dim=1, keepdim=True), torch.nan)
 
     @torch.no_grad()
     def codes(self, latents: Tensor) -> Tensor:
-        """Latents [B, C, h, w] -> the index of the nearest code at each position, [B, h, w] int64.
+        """Latents as wide as the codebook -> the index of the nearest code at each position, [B, h, w] int64.
 
         Always in float32 or more, whatever the autocast or the weights: rounding would land on another code.
         """
@@ -137,8 +144,9 @@ def sizes(published: Mapping[str, Tensor]) -> dict[str, Any]:
             "block_out_channels": tuple(published[conv(level, 0)].shape[0] for level in (0, *further_levels)),
             "layers_per_block": 1 + len(list(further_blocks)),
             "latent_channels": published["encoder.conv_out.weight"].shape[0],
-            "code_channels": published["quantize.embedding.weight"].shape[1],
+            "code_channels": (channels := published["quant_conv.weight"].shape[0]),
             "num_codes": published["quantize.embedding.weight"].shape[0],
+            "code_parts": max(1, channels // max(1, published["quantize.embedding.weight"].shape[1])),
             "image_channels": published["encoder.conv_in.weight"].shape[1],
         }
     except KeyError as error:

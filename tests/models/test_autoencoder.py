@@ -62,6 +62,23 @@ def test_codes_are_the_nearest_in_float64(autoencoder):
     assert torch.equal(autoencoder.quantize(z), codebook[codes].movedim(3, 1))
 
 
+def test_product_codes_are_the_nearest_of_each_part():
+    """Two codes a position from one codebook, each for half of the channels; the halves of the published layout keep them."""
+    torch.manual_seed(0)
+    autoencoder = Autoencoder((32, 32), 1, latent_channels=5, code_channels=6, num_codes=40, code_parts=2).eval()
+    codebook = autoencoder.vq.quantize.embedding.weight.detach()
+    assert codebook.shape == (40, 3)
+    codebook.normal_()
+    latents = torch.randn(3, 6, 4, 4)
+    quantised = autoencoder.quantize(latents)
+    for part in (slice(0, 3), slice(3, 6)):
+        points = latents[:, part].permute(0, 2, 3, 1).reshape(-1, 3).double()
+        nearest = (points[:, None] - codebook.double()).square().sum(dim=2).argmin(dim=1)
+        assert torch.equal(quantised[:, part].permute(0, 2, 3, 1).reshape(-1, 3), codebook[nearest])
+    again = from_published(*to_published(autoencoder))
+    assert torch.equal(again.quantize(latents), quantised) and torch.equal(again.decode(latents), autoencoder.decode(latents))
+
+
 def test_the_search_stays_in_float32():
     """Codes closer together than bf16 can tell apart (1/128 at 1): a rounded search would find others."""
     torch.manual_seed(0)
