@@ -15,7 +15,7 @@ TINY = {
     "unet": {"initial_channels": 32, "channel_multipliers": [1, 2], "is_attention": [False, True],
              "n_blocks_per_resolution": 1, "context_channels": 32, "context_dropout_probability": 0.1},
     "first_stage": {"block_out_channels": (32, 32, 32), "layers_per_block": 1, "latent_channels": 4, "code_channels": 4,
-                    "num_codes": 32},
+                    "num_codes": 32, "code_parts": 2},
 }
 
 

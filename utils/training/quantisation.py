@@ -25,7 +25,8 @@ def quantise(autoencoder: Autoencoder, rows: np.ndarray, batch_of: Callable[[np.
     latents = torch.cat([autoencoder.encode(batch_of(chosen[start : start + 64])).float().cpu()
                          for start in range(0, len(chosen), 64)])
     mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
-    points = ((latents - mean[:, None, None]) / std[:, None, None]).permute(0, 2, 3, 1).reshape(-1, vq.quantize.vq_embed_dim).numpy()
+    points = ((latents - mean[:, None, None]) / std[:, None, None]).permute(0, 2, 3, 1)
+    points = points.reshape(-1, vq.quantize.vq_embed_dim).numpy()  # of each part of the channels
     points = np.random.default_rng(seed).permutation(points)[:KMEANS_LATENTS]
     kmeans = MiniBatchKMeans(vq.quantize.n_e, batch_size=16_384, max_iter=10, n_init=1, init="random", random_state=seed,
                              reassignment_ratio=0.001)
