@@ -22,7 +22,7 @@ from utils.runtime.progress import in_time
 
 STRATEGIES = ("null", "close", "rand", "mid", "far")
 # Seconds of a stage that is longer than one second, on two CPU cores with AVX-512 and bfloat16.
-SECONDS = {"sample": 16, "align": 4, "plot_distributions": 7, "train_fr": 21}
+SECONDS = {"sample": 7, "align": 2, "plot_distributions": 7, "train_fr": 16}
 
 
 def main() -> None:

@@ -50,6 +50,7 @@ class Autoencoder(nn.Module):
                  code_channels: int, num_codes: int, code_parts: int = 1, image_channels: int = 3) -> None:
         super().__init__()
         self.levels = levels = len(block_out_channels)
+        self.channels = code_channels
         self.factor = 2 ** (levels - 1)  # image size / latent size
         self.vq = VQModel(
             in_channels=image_channels, out_channels=image_channels, block_out_channels=block_out_channels,
@@ -80,7 +81,7 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def codes(self, latents: Tensor) -> Tensor:
-        """Latents as wide as the codebook -> the index of the nearest code at each position, [B, h, w] int64.
+        """Latents [B, width of the codebook, h, w] -> the index of the nearest code at each position, [B, h, w] int64.
 
         Always in float32 or more, whatever the autocast or the weights: rounding would land on another code.
         """
@@ -140,13 +141,17 @@ def sizes(published: Mapping[str, Tensor]) -> dict[str, Any]:
     further_levels = takewhile(lambda level: conv(level, 0) in published, count(1))
     further_blocks = takewhile(lambda block: conv(0, block) in published, count(1))
     try:
+        channels, width = published["quant_conv.weight"].shape[0], published["quantize.embedding.weight"].shape[1]
+        if not width or channels % width:
+            raise ValueError(f"'quantize.embedding.weight' is {width} wide, which does not divide the {channels} channels of "
+                             "'quant_conv.weight'")
         return {
             "block_out_channels": tuple(published[conv(level, 0)].shape[0] for level in (0, *further_levels)),
             "layers_per_block": 1 + len(list(further_blocks)),
             "latent_channels": published["encoder.conv_out.weight"].shape[0],
-            "code_channels": (channels := published["quant_conv.weight"].shape[0]),
+            "code_channels": channels,
             "num_codes": published["quantize.embedding.weight"].shape[0],
-            "code_parts": max(1, channels // max(1, published["quantize.embedding.weight"].shape[1])),
+            "code_parts": channels // width,
             "image_channels": published["encoder.conv_in.weight"].shape[1],
         }
     except KeyError as error:

@@ -1,5 +1,5 @@
 """Weights in the order in which oneDNN's kernels read them. On CPUs they are otherwise reordered at every call, and products
-in float32 are left to a library that does not know every processor's widest instructions.
+in float32 are left to a library that is half as fast on some.
 """
 import platform
 
@@ -11,20 +11,24 @@ PREPACKED = KERNELS._linear_pointwise, KERNELS._convolution_pointwise
 
 
 def prepack(network: nn.Module) -> None:
-    """Have a network's convolutions and linear layers read prepacked weights, on x86 CPUs.
+    """Have a network's convolutions and linear layers read prepacked weights, on x86 CPUs; else it stays as it is.
 
     It takes no training after that, and no autocast: layers compute in the type of their weights.
     """
     if not torch.backends.mkldnn.is_available() or platform.machine().lower() not in ("x86_64", "amd64"):
         return
+    # bfloat16 is refused by oneDNN where the CPU has no instructions that it can be computed with
+    dtypes = {torch.float32, torch.bfloat16} if KERNELS._is_mkldnn_bf16_supported() else {torch.float32}
     for layer in network.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d) and layer.weight.device.type == "cpu" and layer.weight.dtype in (
-                torch.float32, torch.bfloat16):
+        if isinstance(layer, nn.Linear | nn.Conv2d) and layer.weight.device.type == "cpu" and layer.weight.dtype in dtypes:
             layer.forward = PrepackedLinear(layer) if isinstance(layer, nn.Linear) else PrepackedConvolution(layer)
 
 
 class PrepackedLinear:
-    """A linear layer's forward; its weights are packed for the shape of the input, anew where that changes."""
+    """A linear layer's forward; its weights are packed for the shape of the input, anew where that changes.
+
+    Packed for no shape in particular they would be in an order that is as slow as none.
+    """
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer, self.shape, self.weight = layer, torch.Size(), torch.empty(0)

@@ -105,6 +105,9 @@ def test_bf16_weights_and_latents_are_searched_in_float32(halves, io):
 @pytest.mark.parametrize(("change", "fault"), [
     (lambda encoder, decoder: encoder.pop("encoder.mid.attn_1.q.bias"), "'encoder.mid.attn_1.q.bias' is missing"),
     (lambda encoder, decoder: encoder.pop("encoder.conv_in.weight"), "'encoder.conv_in.weight' is missing"),
+    (lambda encoder, decoder: decoder.update({"quantize.embedding.weight": torch.zeros(8, 2)}),
+     "'quantize.embedding.weight' is 2 wide, which does not divide the 3 channels of 'quant_conv.weight'"),
+    (lambda encoder, decoder: decoder.update({"quantize.embedding.weight": torch.zeros(8, 0)}), "is 0 wide"),
     (lambda encoder, decoder: decoder.update({"decoder.up.0.attn.0.q.bias": torch.zeros(32)}),
      "'decoder.up.0.attn.0.q.bias' is superfluous"),
     (lambda encoder, decoder: decoder.update({"decoder.conv_in.weight": torch.zeros(32, 3, 3, 3)}),

@@ -113,9 +113,11 @@ def load_model(model: Model, sampling: Sampling, device: torch.device) -> tuple[
     step = model.step or None
     unet, settings = published.load_diffusion(model.diffusion, step)
     autoencoder = published.load_first_stage(model.first_stage_encoder, model.first_stage_decoder)
-    if settings["latent_shape"][-1] * autoencoder.factor != settings["image_size"]:
-        raise UserError(f"{model.first_stage_decoder}: enlarges latents {autoencoder.factor} times, but "
-                        f"{model.diffusion} was trained with another first stage; take both from one model")
+    channels, _, size = settings["latent_shape"]
+    if (autoencoder.channels, autoencoder.factor * size) != (channels, settings["image_size"]):
+        raise UserError(f"{model.first_stage_decoder}: takes latents of {autoencoder.channels} channels and enlarges them "
+                        f"{autoencoder.factor} times, but {model.diffusion} was trained with another first stage, of {channels} "
+                        f"channels and {settings['image_size'] / size:g} times; take both from one model")
     solvers.check(sampling.solver, sampling.steps, sampling.as_published, settings["T"], sampling.spacing)
     files = [Path(model.diffusion) / ".hydra" / "config.yaml",
              published.checkpoint_file(Path(model.diffusion) / "checkpoints", step, ema=True), model.first_stage_encoder,

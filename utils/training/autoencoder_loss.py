@@ -64,6 +64,7 @@ class DecodingLoss(nn.Module):
         return self.difference(self.autoencoder.quantize(latents).requires_grad_(), images)
 
     def difference(self, latents: Tensor, images: Tensor) -> Tensor:
+        """How far decoded latents [B, C, h, w] are from images [B, 3, H, W], a scalar."""
         judged = len(images) // 2  # half of them, since judging takes longer than decoding
         with self._autocast(images):
             decoded = self.decode(latents)
