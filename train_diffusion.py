@@ -87,9 +87,9 @@ def main() -> None:
     average = EMAModel(unet.parameters(), decay=0.9999, use_ema_warmup=True, power=0.75, foreach=True)
     optimizer, scheduler = optimiser(unet, recipe.learning_rate, "adamw" in use)
     bf16 = distributed.use_bf16(settings.precision, ranks.device)
-    loss = GeneratorLoss(unet, autoencoder, recogniser, betas, use, config.extras.identity, bf16, faces.margin).to(ranks.device)
-    if settings.compile and ranks.device.type == "cuda":  # on CPUs it was not faster
-        loss.compile()
+    compiled = partial(distributed.compiled, device=ranks.device) if settings.compile else lambda function: function
+    loss = GeneratorLoss(unet, autoencoder, recogniser, betas, use, config.extras.identity, bf16, faces.margin,
+                         compiled).to(ranks.device)
 
     # the run's record, and the state to continue from
     record = record_of(config, faces, (encoder, decoder))
@@ -172,8 +172,8 @@ def write_contexts(folder: Path, faces: training_faces.TrainingFaces, contexts: 
     write_npz(folder / "context_statistics.npz", mean=trained_on.mean(axis=0).astype(np.float32),
               covariance=np.cov(trained_on, rowvar=False).astype(np.float32))
     if len(tests) >= 2:
-        identity_contexts.write(folder / "held_out_contexts.npz", [faces.identities[faces.labels[row]] for row in tests],
-                                np.array(contexts[tests]))
+        names = [faces.identities[faces.labels[row]].replace("/", " ") for row in tests]  # <folder>/<identity>; they name folders
+        identity_contexts.write(folder / "held_out_contexts.npz", names, np.array(contexts[tests]))
 
 
 if __name__ == "__main__":

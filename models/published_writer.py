@@ -13,6 +13,8 @@ from models.unet import ConditionalUNet
 from utils.runtime.errors import UserError
 from utils.runtime.files import write_safetensors, write_text
 
+OF_LATENTS = ("image_proj.weight", "final.weight", "final.bias")  # weights whose shapes go by the latents' channels
+
 
 def write_diffusion(folder: Path, unet_settings: Mapping[str, Any], weights: Mapping[str, torch.Tensor], betas: torch.Tensor,
                     image_size: int, prediction: str) -> None:
@@ -33,15 +35,19 @@ def write_diffusion(folder: Path, unet_settings: Mapping[str, Any], weights: Map
 def trained_weights(folder: str, unet: ConditionalUNet, scale: float, prediction: str) -> dict[str, torch.Tensor]:
     """Weights in the published layout, for a run on contexts times `scale` to begin with.
 
+    For latents of another number of channels, the first and the last layer are those of `unet`.
+
     Raises:
         UserError: they are of another network than `unet`, or predict something else.
     """
     trained, described = load_diffusion(folder)
-    fault = first_difference(unet.state_dict(), trained.state_dict())
+    weights, own = trained.state_dict(), unet.state_dict()
+    if trained.image_proj.in_channels != unet.image_proj.in_channels:
+        weights |= {name: own[name] for name in OF_LATENTS}
+    fault = first_difference(own, weights)
     if not fault and described["prediction"] != prediction:
         fault = f"it predicts {described['prediction']}"
     if fault:
         raise UserError(f"diffusion.start_from: {folder} is another network than training.size and extras.use describe: "
                         f"{fault}; give the settings it was trained with")
-    trained.context_emb.weight.data /= scale
-    return trained.state_dict()
+    return weights | {"context_emb.weight": weights["context_emb.weight"] / scale}

@@ -6,6 +6,7 @@ from models.published import load_diffusion
 from models.published_writer import trained_weights, write_diffusion
 from models.schedule import linear_betas
 from models.sizes import build, unet_settings
+from models.unet import ConditionalUNet
 from utils.runtime.errors import UserError
 
 
@@ -35,6 +36,17 @@ def test_a_training_on_scaled_contexts_goes_on_from_weights_of_unit_ones(folder,
     scaled = weights.pop("context_emb.weight")
     torch.testing.assert_close(scaled * 4, unet.context_emb.weight.detach())
     assert all(torch.equal(tensor, unet.state_dict()[name]) for name, tensor in weights.items())
+
+
+def test_another_first_stage_begins_with_new_first_and_last_layers(folder, unet):
+    trained, _ = load_diffusion(folder)
+    settings = unet_settings("small", 24) | {"input_channels": 5}
+    other = ConditionalUNet(**settings)
+    weights = trained_weights(folder, other, 1.0, folder.name)
+    other.load_state_dict(weights)
+    assert weights["image_proj.weight"].shape == (32, 5, 3, 3) and weights["final.bias"].shape == (5,)
+    kept = weights.keys() - {"image_proj.weight", "final.weight", "final.bias"}
+    assert all(torch.equal(weights[name], trained.state_dict()[name]) for name in kept) and len(kept) == len(weights) - 3
 
 
 def test_another_network_is_nothing_to_begin_with(folder, unet):

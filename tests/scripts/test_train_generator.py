@@ -208,6 +208,15 @@ def test_one_person_and_no_face_are_refused_in_one_line(faces, tmp_path, monkeyp
 # ---- the diffusion model ---------------------------------------------------------------------------------------------
 
 @pytest.mark.slow
+def test_people_held_out_of_several_folders_have_contexts_that_name_folders(output, faces, tmp_path, monkeypatch):
+    shutil.copytree(faces, tmp_path / "more")
+    folder = run("diffusion", monkeypatch, f"{faces},{tmp_path / 'more'}", own_copy(output, tmp_path / "o"),
+                 **{"training.length": "1steps", "training.name": "both"})
+    ids, _ = contexts.read(folder / "held_out_contexts.npz")
+    assert ids == [f"more Zoë {number}" for number in (0, 2, 4, 6)]
+
+
+@pytest.mark.slow
 def test_the_saved_network_takes_unit_contexts(output, faces, tmp_path, monkeypatch):
     monkeypatch.setattr(train_diffusion, "VALIDATIONS", 1)  # of several checkpoints the best is kept, whichever that is
     folder = run("diffusion", monkeypatch, faces, own_copy(output, tmp_path / "o"), **{"training.length": "3steps"})

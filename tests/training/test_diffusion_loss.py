@@ -1,5 +1,7 @@
 """The losses against arithmetic written out: IDiff-Face's, v, the miniature's extras, and all of them together."""
 import math
+import shutil
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.schedule import alpha_bars, linear_betas
+from models.sizes import build
 from utils.diffusion.latent_diffusion import eps_of_v
 from utils.runtime.ranks import Ranks
 from utils.training.diffusion_loss import diffusion_loss
@@ -215,3 +218,28 @@ def test_the_generator_s_loss_is_the_paper_s_and_so_much_of_the_identity_s(use):
     assert (whole - plain).item() == pytest.approx(2 * (half - plain).item(), abs=1e-5) and 1e-3 < (whole - plain).item() < 2
     (whole - plain).backward()
     assert unet.context.weight.grad.abs().max() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs g++ on a CPU")
+def test_compiled_the_generator_learns_the_same():
+    torch.manual_seed(0)
+    unet, autoencoder = build("small", context_dimension=8)
+    unet.eval()  # a compiled network draws other dropout
+    for weight in unet.parameters():
+        if not weight.abs().max():
+            torch.nn.init.normal_(weight, std=0.02)
+    x_0, noise, own = draw(8, 3, 16, 16).float(), draw(8, 3, 16, 16, seed=1).float(), F.normalize(draw(8, 8, seed=2).float())
+
+    def gradients(compiled: Callable) -> torch.Tensor:
+        unet.zero_grad()
+        loss = GeneratorLoss(unet, autoencoder.requires_grad_(False), TinyRecogniser().requires_grad_(False), linear_betas(),
+                             ("v",), 0.5, False, 12, compiled)
+        loss(x_0, noise, torch.arange(8) * 120, own, own).backward()
+        return torch.cat([weight.grad.flatten() for weight in unet.parameters()])
+
+    torch.manual_seed(1)
+    eager = gradients(lambda function: function)
+    torch.manual_seed(1)
+    found = gradients(torch.compile)
+    assert (found - eager).norm() < 1e-3 * eager.norm()

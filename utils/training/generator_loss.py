@@ -1,7 +1,8 @@
 """The generator's batches, and its loss as a module, so that the ranks can share its gradients."""
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -47,34 +48,42 @@ class GeneratorLoss(nn.Module):
     Args:
         identity: weight of identity_loss; 0 is off.
         margin: of the crops, px of 112.
+        compiled: fuses the network's operations, or leaves them.
     """
 
     def __init__(self, unet: ConditionalUNet, autoencoder: nn.Module, recogniser: nn.Module, betas: torch.Tensor,
-                 use: Collection[str], identity: float, bf16: bool, margin: int) -> None:
+                 use: Collection[str], identity: float, bf16: bool, margin: int,
+                 compiled: Callable[[Callable], Callable] = lambda function: function) -> None:
         super().__init__()
         self.unet, self.autoencoder, self.recogniser = unet, autoencoder, recogniser
         self.use, self.identity, self.bf16, self.margin = use, identity, bf16, margin
+        self.of_batch = compiled(unet.forward)  # for the judged part, of another shape, it would be compiled once more
+        self.decode = compiled(partial(autoencoder.decode, quantised=False))
         self.register_buffer("alpha_bars", torch.tensor(alpha_bars(betas)))
 
     def forward(self, x_0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, contexts: torch.Tensor,
                 own: torch.Tensor) -> torch.Tensor:
         target = v_target if "v" in self.use else None
-        loss = diffusion_loss(self.predict, x_0, noise, t, contexts, self.alpha_bars, target)
+        loss = diffusion_loss(partial(self.predict, self.of_batch), x_0, noise, t, contexts, self.alpha_bars, target)
         if self.identity:
-            loss = loss + self.identity * identity_loss(self.predict, self.embeddings_of, noise, t, own, self.alpha_bars,
-                                                        self.use)
+            loss = loss + self.identity * identity_loss(partial(self.predict, self.unet), self.embeddings_of, noise, t, own,
+                                                        self.alpha_bars, self.use)
         return loss
 
-    def predict(self, x_t: torch.Tensor, t: torch.Tensor, contexts: torch.Tensor) -> torch.Tensor:
+    def predict(self, network: Callable, x_t: torch.Tensor, t: torch.Tensor, contexts: torch.Tensor) -> torch.Tensor:
         # on a CPU the fused attention's backward pass is several times slower than plain matrix products
         attention = sdpa_kernel(SDPBackend.MATH) if x_t.device.type == "cpu" else nullcontext()
-        with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.bf16), attention:
-            return self.unet(x_t, t, contexts).float()
+        with self._autocast(x_t), attention:
+            return network(x_t, t, contexts).float()
 
     def embeddings_of(self, x_0: torch.Tensor) -> torch.Tensor:
-        # on CPUs these two are no faster in bfloat16
-        with torch.autocast(x_0.device.type, torch.bfloat16, enabled=self.bf16 and x_0.device.type != "cpu"):
-            return self.embeddings_of_images(self.autoencoder.decode(x_0, quantised=False))
+        with self._autocast(x_0):
+            images = self.decode(x_0)
+        with self._autocast(x_0, x_0.device.type != "cpu"):  # depthwise convolutions are slower in bfloat16 there
+            return self.embeddings_of_images(images.float())
 
     def embeddings_of_images(self, images: torch.Tensor) -> torch.Tensor:
         return self.recogniser(of_canvas(images, self.margin))
+
+    def _autocast(self, x: torch.Tensor, allowed: bool = True) -> torch.autocast:
+        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16 and allowed)

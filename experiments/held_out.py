@@ -1,0 +1,201 @@
+"""What the generator draws of people who were held out: told apart, varied, like real faces, women and men alike?
+
+Reads   training.faces, training.held_out, contexts.recogniser (these people and their contexts), the generator and its settings,
+        scores.recogniser: another one; --labelled: faces with <folder>_labels.csv beside them (UTKFace), to tell women from men
+Writes  <output>/held-out/<paths.run>/: a run without a negative context and one for each strategy, their scores, held_out.md
+        <output>/faces/<folders>/: the real faces' embeddings, cached; with --docs the tables in docs/results.md
+
+    python -m experiments.held_out align.minimum_face=30 scores.recogniser=data/mobilefacenet_independent.ncnn.param \\
+        training.faces=data/lfw/lfw-deepfunneled,data/celeba_10k training.held_out=models/demo/held_out.txt
+
+Of each folder's people those who choose the checkpoint are left out. Strategies are compared on PEOPLE x IMAGES, women with men
+and generated faces with real ones on all of the people.
+"""
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from config import places
+from config.config import Config
+from config.load import load_config
+from experiments.demo import STRATEGIES, stage
+from experiments.options import parse
+from experiments.training_set import DESCRIBED, labels_beside, middle
+from models.published import backbone_digest, load_backbone
+from train_diffusion import VALIDATION_IDENTITIES
+from utils.evaluation import attributes, scores, variety
+from utils.evaluation.tables import markdown, span
+from utils.faces.aligned import alignment_setting, read_kept
+from utils.faces.images import read_image
+from utils.faces.template import ARCFACE, warp
+from utils.identities import contexts as identity_contexts
+from utils.recognition.embedding import embed
+from utils.recognition.scorer import Scorer
+from utils.runtime import ranks as distributed
+from utils.runtime.errors import UserError, run_script
+from utils.runtime.files import write_text
+from utils.training import faces as training_faces
+from utils.training.faces import TrainingFaces, some
+
+PEOPLE, IMAGES = 100, 8  # that strategies are compared on
+AGAINST_REAL = 2000  # generated faces of each folder's people, at least, that are compared with real ones
+REPLICATES = 1000
+DOCS = Path(__file__).parents[1] / "docs" / "results.md"
+ABOVE, BELOW = (f"<!-- {side}: written by python -m experiments.held_out --docs -->" for side in ("below", "above"))
+
+
+@dataclass(frozen=True)
+class People:
+    """Held-out people who chose no checkpoint, those of one folder and of another in turn."""
+
+    names: list[str]  # of their contexts, in whose order they are sampled
+    sources: np.ndarray  # [P], the folder of each
+    contexts: np.ndarray  # [P, D] float32, of each one's first face
+    rows: list[np.ndarray]  # of each one's faces
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--labelled", default="data/utkface", help="faces whose labels lie beside them")
+    parser.add_argument("--docs", action="store_true", help="write the tables into docs/ too")
+    options, given = parse(parser)
+    config = load_config(__doc__, arguments=given)
+    ranks = distributed.setup(config.device)
+    variety.require_prdc()
+    labels = labels_beside([options.labelled])
+    if not labels:
+        raise UserError(f"--labelled: there is no {options.labelled}_labels.csv; give a folder of faces that has one beside it")
+
+    # the people, their contexts and real faces
+    recogniser, scorer = (load_backbone(file) for file in (config.contexts.recogniser, config.scores.recogniser))
+    faces, contexts = real_faces(config, config.training.faces, config.contexts.recogniser, recogniser, ranks)
+    _, real = real_faces(config, config.training.faces, config.scores.recogniser, scorer, ranks)
+    people = held_out_people(faces, contexts, config.training.held_out)
+    is_woman = women(config, options.labelled, labels, recogniser, faces, people, ranks)
+
+    # their images
+    name = f"held-out/{config.paths.run or 'demo'}"
+    folder = Path(config.paths.output) / name
+    file = folder / "contexts.npz"
+    identity_contexts.write(file, people.names, people.contexts)
+    fewest = min(np.unique(people.sources, return_counts=True)[1])
+    numbers = {"w0": (len(people.names), max(IMAGES, -(-AGAINST_REAL // fewest))), "far": (len(people.names), IMAGES)}
+    runs = {}
+    for strategy in ("w0", *STRATEGIES):
+        identities, each = numbers.get(strategy, (PEOPLE, IMAGES))
+        own = [*given, "contexts.source=published", f"contexts.file={file}", f"contexts.name={name.replace('/', '-')}",
+               f"paths.run={name}/{strategy}", f"sampling.identities={min(identities, len(people.names))}",
+               f"sampling.images_per_identity={each}",
+               "guidance.w=0" if strategy == "w0" else f"negatives.strategy={strategy}"]
+        for script in ("create_sample_identity_contexts", *["create_negative_contexts"] * (strategy != "w0"), "sample", "align"):
+            stage(script, *own)
+        runs[strategy] = folder / strategy
+    stage("plot_distributions", *given, f"scores.overlay={','.join(f'{name}/{run}' for run in runs)}",
+          f"scores.identities={PEOPLE}", f"scores.images_per_identity={IMAGES}")
+
+    # all of these that all people have
+    drawn = {run: embeddings_of(runs[run], config, Scorer(scorer, backbone_digest(config.scores.recogniser), ranks.device))
+             for run in numbers}
+    text = "\n".join([
+        (places.scores(folder, config) / "table.md").read_text(encoding="utf-8"),
+        (places.scores(folder, config) / "variety.md").read_text(encoding="utf-8"),
+        table_of_sexes(drawn, dict(zip(people.names, is_woman, strict=True))),
+        table_against_real(*drawn["w0"], people, faces, real),
+        f"Faces detected: {detected(runs.values())}.\n"])
+    write_text(folder / "held_out.md", text)
+    if options.docs:
+        above, _, rest = DOCS.read_text(encoding="utf-8").partition(ABOVE)
+        write_text(DOCS, f"{above}{ABOVE}\n\n{text}\n{BELOW}{rest.partition(BELOW)[2]}")
+    print(f"\n{text}\nwritten to {folder / 'held_out.md'}")
+
+
+def real_faces(config: Config, roots: tuple[str, ...], file: str, recogniser, ranks) -> tuple[TrainingFaces, np.ndarray]:
+    """The faces in some folders and their unit embeddings, cached."""
+    cache = places.face_cache(config, roots)
+    faces = training_faces.prepare(roots, "", False, config.align.minimum_face / 128, cache, ranks)
+    return faces, training_faces.face_contexts(faces, cache, recogniser, Path(file), ranks.device)
+
+
+def held_out_people(faces: TrainingFaces, contexts: np.ndarray, names: str) -> People:
+    """The people held out by training.held_out, those of each folder who choose the checkpoint left out."""
+    _, _, chosen = training_faces.hold_out(faces, names)
+    sources = np.array([faces.identities[number].rpartition("/")[0] for number in chosen])
+    of_source = {source: chosen[sources == source][VALIDATION_IDENTITIES:] for source in np.unique(sources)}
+    # each folder's evenly between those of the others
+    ordered = sorted((place / len(own), source, number) for source, own in of_source.items() for place, number in enumerate(own))
+    if len(ordered) < 2:
+        raise UserError(f"training.held_out: leaves {len(ordered)} people besides the first {VALIDATION_IDENTITIES} of each "
+                        "folder, who choose the checkpoint; hold out more")
+    rows = [np.flatnonzero(faces.labels == number) for _, _, number in ordered]
+    return People([f"{place:04d}-{faces.identities[number].replace('/', '-')}" for place, (_, _, number) in enumerate(ordered)],
+                  np.array([source for _, source, _ in ordered]), np.array(contexts[[own[0] for own in rows]]), rows)
+
+
+def women(config: Config, labelled: str, labels: dict, recogniser, faces: TrainingFaces, people: People, ranks) -> np.ndarray:
+    """Who is a woman [P] bool, estimated from the middle of all of a person's faces; experiments/training_set.py."""
+    known, _ = real_faces(config, (labelled,), config.contexts.recogniser, recogniser, ranks)
+    chosen = some(np.array([row for row, file in enumerate(known.files) if str(file.with_suffix("")) in labels]), DESCRIBED)
+
+    def of(source: TrainingFaces, rows: np.ndarray) -> np.ndarray:
+        return identity_contexts.normalise(embed(recogniser, rows, ranks.device, read=lambda row: middle(
+            warp(read_image(source.files[row]), source.landmarks[row], ARCFACE))))
+
+    own = [labels[str(known.files[row].with_suffix(""))]["sex"] for row in chosen]
+    (sex,) = attributes.fit(of(known, chosen), {"sex": own})
+    of_face = sex.classifier.predict_log_proba(of(faces, np.concatenate(people.rows)))
+    starts = np.cumsum([0, *map(len, people.rows[:-1])])
+    likeliest = np.add.reduceat(of_face, starts, axis=0).argmax(axis=1)
+    return sex.classifier.classes_[likeliest] == "female"
+
+
+def embeddings_of(run: Path, config: Config, scorer: Scorer) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings [N, D] of a run's kept faces and the identity of each [N]."""
+    aligned = places.aligned(run)
+    kept = read_kept(aligned)
+    decides = scorer.decides(kept, alignment_setting(aligned, "template"))
+    embeddings = scorer.embeddings(kept, decides, places.scores(run, config).with_suffix(".all.npz"))
+    return embeddings, np.repeat(list(kept), [len(images) for images in kept.values()])
+
+
+def table_of_sexes(drawn: dict[str, tuple[np.ndarray, np.ndarray]], is_woman: dict[str, bool]) -> str:
+    """FDR of women among women and of men among men, from the first IMAGES of each, with and without Far."""
+    rows = []
+    for sex, wanted in (("women", True), ("men", False)):
+        cells, resampled = [], {}
+        for run, (embeddings, labels) in drawn.items():
+            place = np.arange(len(labels)) - np.searchsorted(labels, labels)
+            chosen = np.array([is_woman[name] == wanted for name in labels]) & (place < IMAGES)
+            own = embeddings[chosen], labels[chosen]
+            value = scores.metrics(scores.score_distributions(*own))["fdr"]
+            resampled[run] = value, scores.bootstrap(*own, REPLICATES)["fdr"]
+            cells.append(f"{value:.3f}{span(scores.interval(resampled[run][1]), 2)}")
+        (base, bases), (value, values) = resampled["w0"], resampled["far"]
+        rows.append([sex, str(sum(one == wanted for one in is_woman.values())), *cells,
+                     f"{value / base:.2f}{span(scores.interval(values / bases), 2)}"])
+    return markdown(("", "people", *(f"FDR, {run}" for run in drawn), "FDR ratio"), rows)
+
+
+def table_against_real(embeddings: np.ndarray, labels: np.ndarray, people: People, faces: TrainingFaces, real: np.ndarray) -> str:
+    """Coverage, recall and Frechet distance of what is drawn with w = 0, for each folder's people and for all of them."""
+    source_of, rows = dict(zip(people.names, people.sources, strict=True)), []
+    of_label, every = np.array([source_of[name] for name in labels]), sorted(set(people.sources))
+    for name, sources in [*((source or "all", [source]) for source in every), *[("all", every)] * (len(every) > 1)]:
+        chosen = np.isin(of_label, sources)
+        real_rows = np.concatenate([own for own, source in zip(people.rows, people.sources, strict=True) if source in sources])
+        halves = variety.halves(real[real_rows], faces.labels[real_rows])
+        figures, of_halves = variety.against_real(embeddings[chosen], labels[chosen], halves)
+        rows.append([name, f"{chosen.sum():,}", f"{len(real_rows):,}", *(
+            f"{figures[one]:.3f}" + (span(variety.half_sample_interval(figures[one], of_halves[one]), 3) if of_halves else "")
+            + f", real {figures[f'real_{one}']:.3f}" for one in variety.AGAINST_REAL)])
+    return markdown(("held-out people of", "generated", "real faces", "coverage", "recall", "Frechet distance"), rows)
+
+
+def detected(runs) -> str:
+    found, drawn = (sum(len(list(folder(run).glob("*/*.png"))) for run in runs) for folder in (places.aligned, places.samples))
+    return f"{found:,} of {drawn:,} ({found / drawn:.2%})"
+
+
+if __name__ == "__main__":
+    run_script(main)
