@@ -39,7 +39,7 @@ from utils.training.quantisation import freeze_encoder, quantise
 from utils.training.validation import reconstruction_scores
 
 BATCH_SIZE, LEARNING_RATE = 16, 8e-4  # images on all devices together; of AdamW, at its highest
-CONTINUOUS = 0.7  # of the training: then the encoder is frozen and latents are quantised
+CONTINUOUS = 0.8  # of the training: then the encoder is frozen and latents are quantised
 VALIDATIONS, VALIDATION_FACES = 50, 256
 
 

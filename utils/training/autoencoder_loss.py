@@ -14,7 +14,7 @@ from utils.recognition.augmentation import network_input
 from utils.training.draws import Draws
 
 CHROMA = 1.0  # weight of the colours: most of an image is its brightness, and without this colours drift to brown
-PERCEPTUAL, IDENTITY = 0.1, 0.05  # weights of the recogniser's early features, and of 1 - cosine of its embeddings
+PERCEPTUAL, IDENTITY = 0.1, 0.15  # weights of the recogniser's early features, and of 1 - cosine of its embeddings
 LATENT_NOISE = 0.1  # keeps neighbouring latents alike
 LATENT_PENALTY = 0.01  # of their mean square: without it the encoder would outgrow the noise
 
