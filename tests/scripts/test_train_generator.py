@@ -116,7 +116,7 @@ def test_images_without_a_face_are_listed(output):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage, killed_at", [("autoencoder", 3), ("autoencoder", 8), ("diffusion", 1), ("diffusion", 5)])
+@pytest.mark.parametrize("stage, killed_at", [("autoencoder", 3), ("autoencoder", 9), ("diffusion", 1), ("diffusion", 5)])
 def test_killed_and_continued_it_follows_the_same_curve(stage, killed_at, output, faces, tmp_path, monkeypatch):
     whole = run(stage, monkeypatch, faces, own_copy(output, tmp_path / "whole"), **{"training.name": "whole"})
     monkeypatch.setattr(loop, "SAVE_SECONDS", -1)
