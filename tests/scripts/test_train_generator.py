@@ -177,8 +177,8 @@ def test_a_discriminator_judges_the_decoder_in_the_last_part(output, faces, tmp_
     settings = {"training.name": "judged", "training.adversarial": 0.5}
     folder = run("autoencoder", monkeypatch, faces, own_copy(output, tmp_path / "o"), **settings)
     judged, plain = losses(folder, "autoencoder"), losses(output / "training" / "t", "autoencoder")
-    np.testing.assert_array_equal(judged[:7], plain[:7])  # it is drawn after the autoencoder, and has no say in it yet
-    assert (np.abs(judged[7:] - plain[7:]) > 0.1).all()
+    np.testing.assert_array_equal(judged[:8], plain[:8])  # it is drawn after the autoencoder, and has no say in it yet
+    assert (np.abs(judged[8:] - plain[8:]) > 0.1).all()
     state = torch.load(folder / "autoencoder_state.pt", weights_only=True)
     assert state["discriminator"]["0.weight"].shape == (32, 3, 4, 4)
     with pytest.raises(UserError, match="was made with training.adversarial = 0.5, now it is None"):
