@@ -244,7 +244,7 @@ class Diffusion:
     batch_size: int = setting(64, "images on all devices together", minimum=1, paper=512)
     learning_rate: float = setting(6e-4, "at its highest", minimum=0.0, paper=1e-4)
     start_from: str = setting("", "folder of trained weights to begin with; of latents with other channels all but the first and "
-                                 "last layer; empty: begin anew")
+                              "last layer; empty: begin anew")
 
 
 @dataclass(frozen=True)

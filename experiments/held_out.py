@@ -12,10 +12,12 @@ Of each folder's people those who choose the checkpoint are left out. Strategies
 and generated faces with real ones on all of the people.
 """
 import argparse
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from config import places
 from config.config import Config
@@ -36,6 +38,7 @@ from utils.recognition.scorer import Scorer
 from utils.runtime import ranks as distributed
 from utils.runtime.errors import UserError, run_script
 from utils.runtime.files import write_text
+from utils.runtime.ranks import Ranks
 from utils.training import faces as training_faces
 from utils.training.faces import TrainingFaces, some
 
@@ -96,8 +99,8 @@ def main() -> None:
           f"scores.identities={PEOPLE}", f"scores.images_per_identity={IMAGES}")
 
     # all of these that all people have
-    drawn = {run: embeddings_of(runs[run], config, Scorer(scorer, backbone_digest(config.scores.recogniser), ranks.device))
-             for run in numbers}
+    of_scores = Scorer(scorer, backbone_digest(config.scores.recogniser), ranks.device)
+    drawn = {run: embeddings_of(runs[run], config, of_scores) for run in numbers}
     text = "\n".join([
         (places.scores(folder, config) / "table.md").read_text(encoding="utf-8"),
         (places.scores(folder, config) / "variety.md").read_text(encoding="utf-8"),
@@ -111,8 +114,9 @@ def main() -> None:
     print(f"\n{text}\nwritten to {folder / 'held_out.md'}")
 
 
-def real_faces(config: Config, roots: tuple[str, ...], file: str, recogniser, ranks) -> tuple[TrainingFaces, np.ndarray]:
-    """The faces in some folders and their unit embeddings, cached."""
+def real_faces(config: Config, roots: tuple[str, ...], file: str, recogniser: torch.nn.Module, ranks: Ranks
+               ) -> tuple[TrainingFaces, np.ndarray]:
+    """The faces in some folders, and their unit embeddings [N, D] by the recogniser of `file`; cached."""
     cache = places.face_cache(config, roots)
     faces = training_faces.prepare(roots, "", False, config.align.minimum_face / 128, cache, ranks)
     return faces, training_faces.face_contexts(faces, cache, recogniser, Path(file), ranks.device)
@@ -133,7 +137,8 @@ def held_out_people(faces: TrainingFaces, contexts: np.ndarray, names: str) -> P
                   np.array([source for _, source, _ in ordered]), np.array(contexts[[own[0] for own in rows]]), rows)
 
 
-def women(config: Config, labelled: str, labels: dict, recogniser, faces: TrainingFaces, people: People, ranks) -> np.ndarray:
+def women(config: Config, labelled: str, labels: Mapping[str, Mapping[str, str]], recogniser: torch.nn.Module,
+          faces: TrainingFaces, people: People, ranks: Ranks) -> np.ndarray:
     """Who is a woman [P] bool, estimated from the middle of all of a person's faces; experiments/training_set.py."""
     known, _ = real_faces(config, (labelled,), config.contexts.recogniser, recogniser, ranks)
     chosen = some(np.array([row for row, file in enumerate(known.files) if str(file.with_suffix("")) in labels]), DESCRIBED)
@@ -163,7 +168,9 @@ def table_of_sexes(drawn: dict[str, tuple[np.ndarray, np.ndarray]], is_woman: di
     """FDR of women among women and of men among men, from the first IMAGES of each, with and without Far."""
     rows = []
     for sex, wanted in (("women", True), ("men", False)):
-        cells, resampled = [], {}
+        people, cells, resampled = sum(one == wanted for one in is_woman.values()), [], {}
+        if people < 2:  # nobody to be told apart from
+            continue
         for run, (embeddings, labels) in drawn.items():
             place = np.arange(len(labels)) - np.searchsorted(labels, labels)
             chosen = np.array([is_woman[name] == wanted for name in labels]) & (place < IMAGES)
@@ -172,7 +179,7 @@ def table_of_sexes(drawn: dict[str, tuple[np.ndarray, np.ndarray]], is_woman: di
             resampled[run] = value, scores.bootstrap(*own, REPLICATES)["fdr"]
             cells.append(f"{value:.3f}{span(scores.interval(resampled[run][1]), 2)}")
         (base, bases), (value, values) = resampled["w0"], resampled["far"]
-        rows.append([sex, str(sum(one == wanted for one in is_woman.values())), *cells,
+        rows.append([sex, str(people), *cells,
                      f"{value / base:.2f}{span(scores.interval(values / bases), 2)}"])
     return markdown(("", "people", *(f"FDR, {run}" for run in drawn), "FDR ratio"), rows)
 
@@ -192,7 +199,9 @@ def table_against_real(embeddings: np.ndarray, labels: np.ndarray, people: Peopl
     return markdown(("held-out people of", "generated", "real faces", "coverage", "recall", "Frechet distance"), rows)
 
 
-def detected(runs) -> str:
+def detected(runs: Iterable[Path]) -> str:
+    """How many of the runs' images a face was found in."""
+    runs = list(runs)
     found, drawn = (sum(len(list(folder(run).glob("*/*.png"))) for run in runs) for folder in (places.aligned, places.samples))
     return f"{found:,} of {drawn:,} ({found / drawn:.2%})"
 
