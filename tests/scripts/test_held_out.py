@@ -54,6 +54,8 @@ def test_women_are_compared_with_women_by_their_first_images(monkeypatch):
 
 @pytest.mark.slow
 def test_of_two_folders_of_drawn_faces(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("prdc")
+
     class Colours(torch.nn.Module):  # as wide as the included generator's contexts
         def forward(self, faces: torch.Tensor) -> torch.Tensor:
             return torch.nn.functional.adaptive_avg_pool2d(faces, (8, 16))[:, 0].flatten(1)
