@@ -82,7 +82,8 @@ def main() -> None:
     prediction, scale = "v" if "v" in use else "eps", context_scale(use, dimension)
     unet = ConditionalUNet(**network_settings)
     if recipe.start_from:
-        unet.load_state_dict(trained_weights(recipe.start_from, unet, scale, prediction))
+        anew, _ = unet.load_state_dict(trained_weights(recipe.start_from, unet, scale, prediction), strict=False)
+        ranks.print(f"begins with the weights of {recipe.start_from}" + (f", but for {', '.join(anew)}" if anew else ""))
     unet = unet.to(ranks.device, memory_format=torch.channels_last)
     average = EMAModel(unet.parameters(), decay=0.9999, use_ema_warmup=True, power=0.75, foreach=True)
     optimizer, scheduler = optimiser(unet, recipe.learning_rate, "adamw" in use)

@@ -112,6 +112,11 @@ def scores(run: Path, config: Config) -> Path:
     return run / "scores" / Path(config.scores.recogniser).stem
 
 
+def all_embeddings(run: Path, config: Config) -> Path:
+    """Those of all kept faces of a run, of which stage 5 may score some."""
+    return scores(run, config).with_name(f"{scores(run, config).name}.all.npz")
+
+
 def real_embeddings(config: Config) -> Path:
     """The embeddings of the real faces that runs are compared with, a cache; both folders' names, since aligned/ recurs."""
     real = Path(config.scores.real).resolve()

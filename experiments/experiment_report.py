@@ -8,13 +8,11 @@ from typing import Any
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 
+from experiments import documents
 from experiments.experiment_trials import FRONTIER, W0, Trial
 from utils.runtime.figures import save_figure
 from utils.runtime.files import write_text
 
-DOCS = Path(__file__).parents[1] / "docs"
-MEASURED = "<!-- below: written by python -m experiments.experiment --docs -->"
-UNTIL = "<!-- above: written by python -m experiments.experiment --docs -->"
 OF_IMAGES = {"genuine_mean": "genuine mean", "impostor_mean": "impostor mean", "vendi": "Vendi score", "fdr": "FDR"}
 OF_TESTS = {"accuracy": "pairs, %", "TAR@1e-2": "TAR at FAR 1e-2, %", "TAR@1e-3": "TAR at FAR 1e-3, %"}
 # What is an improvement: points of accuracy, or a ratio of TAR. Fixed before anything was measured.
@@ -42,7 +40,7 @@ def difference(ours: Figures, theirs: Figures, test: str, measure: str) -> float
 
 
 class Report:
-    """What is known so far, written anew with each addition. `docs`: also into docs/, between MEASURED and UNTIL."""
+    """What is known so far, written anew with each addition. `docs`: also into docs/."""
 
     def __init__(self, folder: Path, kind: str, docs: bool) -> None:
         self.folder, self.kind, self.docs = folder, kind, docs
@@ -52,7 +50,7 @@ class Report:
         self.known.setdefault(trial.part, {}).setdefault(trial.arm.name, {})[trial.seed] = figures
         self.write()
         if trial.part == "frontier":
-            for folder in (self.folder, *[DOCS / "demo"] * self.docs):
+            for folder in (self.folder, *[documents.ROOT / "docs" / "demo"] * self.docs):
                 save_figure(self.plot(), folder / "frontier.png")
 
     # ---- verdicts ----------------------------------------------------------------------------------------------------
@@ -95,10 +93,9 @@ class Report:
         text = "\n".join([f"Measured on {self.kind}, fp32.", "", *self.frontier(), *self.factorial(), *self.differences()]) + "\n"
         write_text(self.folder / "experiment.md", text)
         if self.docs:
-            above, _, rest = (DOCS / "experiment.md").read_text(encoding="utf-8").partition(MEASURED)
             if "frontier" in self.known:
                 text += "\n![Accuracy and TAR against genuine mean and variety](demo/frontier.png)\n"
-            write_text(DOCS / "experiment.md", f"{above}{MEASURED}\n\n{text}\n{UNTIL}{rest.partition(UNTIL)[2]}")
+            documents.write_between("docs/experiment.md", "experiment", text)
 
     def header(self, first: str) -> list[str]:
         columns = [*OF_IMAGES.values(), *(f"{test}: {name}" for test in self.tests() for name in OF_TESTS.values())]

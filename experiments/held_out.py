@@ -3,7 +3,8 @@
 Reads   training.faces, training.held_out, contexts.recogniser (these people and their contexts), the generator and its settings,
         scores.recogniser: another one; --labelled: faces with <folder>_labels.csv beside them (UTKFace), to tell women from men
 Writes  <output>/held-out/<paths.run>/: a run without a negative context and one for each strategy, their scores, held_out.md
-        <output>/faces/<folders>/: the real faces' embeddings, cached; with --docs the tables in docs/results.md
+        <output>/faces/<folders>/: the real faces' embeddings, cached; with --docs the tables in docs/results.md,
+        README and the card
 
     python -m experiments.held_out align.minimum_face=30 scores.recogniser=data/mobilefacenet_independent.ncnn.param \\
         training.faces=data/lfw/lfw-deepfunneled,data/celeba_10k training.held_out=models/demo/held_out.txt
@@ -22,6 +23,7 @@ import torch
 from config import places
 from config.config import Config
 from config.load import load_config
+from experiments import documents
 from experiments.demo import STRATEGIES, stage
 from experiments.options import parse
 from experiments.training_set import DESCRIBED, labels_beside, middle
@@ -45,8 +47,7 @@ from utils.training.faces import TrainingFaces, some
 PEOPLE, IMAGES = 100, 8  # that strategies are compared on
 AGAINST_REAL = 2000  # generated faces of each folder's people, at least, that are compared with real ones
 REPLICATES = 1000
-DOCS = Path(__file__).parents[1] / "docs" / "results.md"
-ABOVE, BELOW = (f"<!-- {side}: written by python -m experiments.held_out --docs -->" for side in ("below", "above"))
+SUMMARIES = ("README.md", "models/demo/CARD.md")  # which show less than docs/results.md
 
 
 @dataclass(frozen=True)
@@ -101,16 +102,18 @@ def main() -> None:
     # all of these that all people have
     of_scores = Scorer(scorer, backbone_digest(config.scores.recogniser), ranks.device)
     drawn = {run: embeddings_of(runs[run], config, of_scores) for run in numbers}
+    table = (places.scores(folder, config) / "table.md").read_text(encoding="utf-8")
     text = "\n".join([
-        (places.scores(folder, config) / "table.md").read_text(encoding="utf-8"),
+        table,
         (places.scores(folder, config) / "variety.md").read_text(encoding="utf-8"),
         table_of_sexes(drawn, dict(zip(people.names, is_woman, strict=True))),
         table_against_real(*drawn["w0"], people, faces, real),
         f"Faces detected: {detected(runs.values())}.\n"])
     write_text(folder / "held_out.md", text)
     if options.docs:
-        above, _, rest = DOCS.read_text(encoding="utf-8").partition(ABOVE)
-        write_text(DOCS, f"{above}{ABOVE}\n\n{text}\n{BELOW}{rest.partition(BELOW)[2]}")
+        documents.write_between("docs/results.md", "held_out", text)
+        for document in SUMMARIES:
+            documents.write_between(document, "held_out", summary(table))
     print(f"\n{text}\nwritten to {folder / 'held_out.md'}")
 
 
@@ -160,7 +163,7 @@ def embeddings_of(run: Path, config: Config, scorer: Scorer) -> tuple[np.ndarray
     aligned = places.aligned(run)
     kept = read_kept(aligned)
     decides = scorer.decides(kept, alignment_setting(aligned, "template"))
-    embeddings = scorer.embeddings(kept, decides, places.scores(run, config).with_suffix(".all.npz"))
+    embeddings = scorer.embeddings(kept, decides, places.all_embeddings(run, config))
     return embeddings, np.repeat(list(kept), [len(images) for images in kept.values()])
 
 
@@ -197,6 +200,17 @@ def table_against_real(embeddings: np.ndarray, labels: np.ndarray, people: Peopl
             f"{figures[one]:.3f}" + (span(variety.half_sample_interval(figures[one], of_halves[one]), 3) if of_halves else "")
             + f", real {figures[f'real_{one}']:.3f}" for one in variety.AGAINST_REAL)])
     return markdown(("held-out people of", "generated", "real faces", "coverage", "recall", "Frechet distance"), rows)
+
+
+def summary(table: str) -> str:
+    """EER, FDR and its ratio of each run, the paper's beside them: of a score_table, where they have their own rows."""
+    header, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
+    cells = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    ours = [name for name in cells if not name.startswith("paper: ")]
+    papers = dict(zip(ours, [cells[name] for name in cells if name not in ours], strict=True))
+    return markdown(("negative", "EER", "FDR", "ratio", "paper: FDR", "paper: ratio"), [
+        ["none (w = 0)" if name == "w0" else name, *(cells[name][column] for column in ("EER", "FDR", "FDR ratio")),
+         *(papers[name][column] for column in ("FDR", "FDR ratio"))] for name in ours])
 
 
 def detected(runs: Iterable[Path]) -> str:

@@ -5,14 +5,12 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments import documents
 from experiments.solver_trials import AGAINST_REAL, METRICS, Candidate, Laboratory, Trial
 from utils.evaluation.scores import interval
 from utils.evaluation.variety import half_sample_interval
 from utils.runtime.figures import save_figure
 from utils.runtime.files import write_text
-
-DOCS = Path(__file__).parents[1] / "docs"
-MEASURED = "<!-- below: written by python -m experiments.solvers --docs -->"
 
 CONVERGED_RMS, CONVERGED_FDR = 0.01, 0.02  # what solvers of one limit may differ by: of the latents' std, of the FDR
 # How far the 90% interval of a difference may reach from the reference. Fixed before anything was measured.
@@ -64,7 +62,7 @@ class Report:
     Args:
         recogniser: the one whose figures decide.
         folder: where solvers.md and solvers.png go.
-        docs: also into docs/, below the line MEASURED.
+        docs: also into docs/.
     """
 
     def __init__(self, laboratory: Laboratory, recogniser: str, folder: Path, docs: bool) -> None:
@@ -102,10 +100,9 @@ class Report:
         figure = self.plot()
         save_figure(figure, self.folder / "solvers.png")
         if self.docs:
-            file = DOCS / "solvers.md"
-            above = file.read_text().partition(MEASURED)[0] if file.is_file() else "# Which solver, in how many steps\n\n"
-            write_text(file, f"{above}{MEASURED}\n\n{text}\n![Distance to the converged solver](demo/solvers.png)\n")
-            save_figure(figure, DOCS / "demo" / "solvers.png")
+            documents.write_between("docs/solvers.md", "solvers",
+                                    f"{text}\n![Distance to the converged solver](demo/solvers.png)\n")
+            save_figure(figure, documents.ROOT / "docs" / "demo" / "solvers.png")
 
     # ---- tables ------------------------------------------------------------------------------------------------------
 

@@ -35,7 +35,7 @@ def write_diffusion(folder: Path, unet_settings: Mapping[str, Any], weights: Map
 def trained_weights(folder: str, unet: ConditionalUNet, scale: float, prediction: str) -> dict[str, torch.Tensor]:
     """Weights in the published layout, for a run on contexts times `scale` to begin with.
 
-    For latents of another number of channels, the first and the last layer are those of `unet`.
+    Without those of the first and the last layer where `unet` has latents of another number of channels.
 
     Raises:
         UserError: they are of another network than `unet`, or predict something else.
@@ -43,7 +43,8 @@ def trained_weights(folder: str, unet: ConditionalUNet, scale: float, prediction
     trained, described = load_diffusion(folder)
     weights, own = trained.state_dict(), unet.state_dict()
     if trained.image_proj.in_channels != unet.image_proj.in_channels:
-        weights |= {name: own[name] for name in OF_LATENTS}
+        for name in OF_LATENTS:
+            del weights[name], own[name]
     fault = first_difference(own, weights)
     if not fault and described["prediction"] != prediction:
         fault = f"it predicts {described['prediction']}"

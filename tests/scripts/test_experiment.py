@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import verify_fr
-from experiments import experiment, experiment_report, experiment_trials
+from experiments import documents, experiment, experiment_trials
 from experiments.experiment_report import Report, difference, t_interval
 from experiments.experiment_trials import CEILING, FAR, FRONTIER, W0, Arm, Trial, factorial
 from experiments.solver_trials import Images
@@ -160,9 +160,9 @@ def test_what_cannot_be_run_is_one_line(small, tmp_path, arguments, words):
 
 @pytest.mark.slow
 def test_a_small_experiment_goes_on_after_a_kill_to_the_same_tables(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment_report, "DOCS", tmp_path / "docs")
+    monkeypatch.setattr(documents, "ROOT", tmp_path)
     write_text(tmp_path / "docs" / "experiment.md",
-               f"Prose.\n\n{experiment_report.MEASURED}\nstale\n{experiment_report.UNTIL}\nEarlier.")
+               "Prose.\n\n{}\nstale\n{}\nEarlier.".format(*documents.markers("experiment")))
     whole, killed = (f"paths.output={tmp_path / name}" for name in ("whole", "killed"))
     run(experiment, *small, whole, "--docs")
     table = (tmp_path / "whole" / "experiment" / "experiment.md").read_text()

@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments import held_out
+from experiments import documents, held_out
 from tests.drawn_face import draw_face
 from tests.running import run
 from utils.evaluation import scores
+from utils.runtime.files import write_text
 from utils.training.faces import TrainingFaces
 
 
@@ -53,6 +54,14 @@ def test_women_are_compared_with_women_by_their_first_images(monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_summary_has_the_papers_figures_beside_ours():
+    table = ("| images | EER | FMR100 | FDR | FDR ratio |\n|---|---|---|---|---|\n| w0 | 0.1 (0.0 to 0.2) | 0.5 | 2.000 | |\n"
+             "| paper: w = 0 | 0.13 | 0.4 | 2.427 | |\n| far | 0.05 | 0.2 | 5.000 | 2.50 (2.4 to 2.6) |\n"
+             "| paper: far | 0.04 | 0.1 | 5.687 | 2.34 |\n")
+    assert held_out.summary(table).splitlines()[2:] == [
+        "| none (w = 0) | 0.1 (0.0 to 0.2) | 2.000 |  | 2.427 |  |", "| far | 0.05 | 5.000 | 2.50 (2.4 to 2.6) | 5.687 | 2.34 |"]
+
+
 def test_of_two_folders_of_drawn_faces(tmp_path, monkeypatch, capsys):
     pytest.importorskip("prdc")
 
@@ -84,12 +93,18 @@ def test_of_two_folders_of_drawn_faces(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(held_out, "women", women)
     monkeypatch.setattr(held_out.scores, "MIN_BOOTSTRAP_IDENTITIES", 2)
-    run(held_out, f"--labelled={tmp_path / 'chips'}", f"training.faces={tmp_path / 'a'},{tmp_path / 'b'}",
+    monkeypatch.setattr(documents, "ROOT", tmp_path)
+    for document in ("docs/results.md", *held_out.SUMMARIES):
+        write_text(tmp_path / document, "Before.\n{}\nold\n{}\nAfter.".format(*documents.markers("held_out")))
+    run(held_out, "--docs", f"--labelled={tmp_path / 'chips'}", f"training.faces={tmp_path / 'a'},{tmp_path / 'b'}",
         f"training.held_out={tmp_path / 'list.txt'}", f"contexts.recogniser={tmp_path / 'recogniser.pth'}",
         "align.minimum_face=30", f"paths.output={tmp_path / 'o'}", "device=cpu", "sampling.solver=ddim", "sampling.steps=3")
     assert found[0].tolist() == [name[-1] in "13579" for name in names[0]]
     text = (tmp_path / "o" / "held-out" / "demo" / "held_out.md").read_text()
     assert text in capsys.readouterr().out
+    below, above = documents.markers("held_out")
+    assert f"Before.\n{below}\n{text}{above}\nAfter." == (tmp_path / "docs" / "results.md").read_text()
+    assert "\n| far | " in (readme := (tmp_path / "README.md").read_text()) and "old" not in readme
     assert f"| women | {found[0].sum()} |" in text
     real = {name: int(found) for name, found in re.findall(r"\| (a|b|all) \| (?:14|28) \| (\d+) \|", text)}
     assert real["all"] == real["a"] + real["b"] > 36  # of 42: some drawn faces are not found

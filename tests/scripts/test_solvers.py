@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from config.load import load_config
-from experiments import solver_fit, solver_report, solvers
+from experiments import documents, solver_fit, solvers
 from experiments.solver_report import MARGINS, agree, choose_reference, differences, is_equivalent
 from experiments.solver_trials import METRICS, Candidate, Images, Laboratory, Trial
 from models.schedule import alpha_bars, linear_betas
@@ -14,6 +14,7 @@ from tests.running import run
 from utils.diffusion.solvers import fitted, sample
 from utils.diffusion.spacings import timesteps
 from utils.runtime.errors import UserError
+from utils.runtime.files import write_text
 
 WHO = "recogniser"
 VALUES = {"fdr": 6.0, "eer": 0.05, "fmr100": 0.2, "genuine_mean": 0.5, "genuine_std": 0.1, "impostor_mean": 0.08,
@@ -146,12 +147,11 @@ def small(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_a_small_study_is_done_once_and_its_table_says_what_was_found(small, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(solver_report, "DOCS", tmp_path / "docs")
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "solvers.md").write_text(f"Prose.\n\n{solver_report.MEASURED}\nold")
+    monkeypatch.setattr(documents, "ROOT", tmp_path)
+    write_text(tmp_path / "docs" / "solvers.md", "Prose.\n\n{}\nold\n{}\nAfter it.".format(*documents.markers("solvers")))
     run(solvers, *small, "--docs")
     text = (tmp_path / "docs" / "solvers.md").read_text()
-    assert text.startswith("Prose.\n") and "old" not in text
+    assert text.startswith("Prose.\n") and text.endswith("\nAfter it.") and "old" not in text
     assert "| far | dpm++ default 4 | 10x2 |" in text and "ddpm default 2" in text
     assert "every2" in text and "200..999" in text and "| far | dpm++ linspace 2 |" in text
     assert (tmp_path / "docs" / "demo" / "solvers.png").stat().st_size > 10_000
