@@ -3,8 +3,8 @@
 Reads   training.faces, training.held_out, contexts.recogniser (these people and their contexts), the generator and its settings,
         scores.recogniser: another one; --labelled: faces with <folder>_labels.csv beside them (UTKFace), to tell women from men
 Writes  <output>/held-out/<paths.run>/: a run without a negative context and one for each strategy, their scores, held_out.md
-        <output>/faces/<folders>/: the real faces' embeddings, cached; with --docs the tables in docs/results.md,
-        README and the card
+        <output>/faces/<folders>/: where the real faces lie, cached; with --docs the tables in docs/results.md, README and the
+        card
 
     python -m experiments.held_out align.minimum_face=30 scores.recogniser=data/mobilefacenet_independent.ncnn.param \\
         training.faces=data/lfw/lfw-deepfunneled,data/celeba_10k training.held_out=models/demo/held_out.txt
@@ -13,8 +13,9 @@ Of each folder's people those who choose the checkpoint are left out. Strategies
 and generated faces with real ones on all of the people.
 """
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -74,10 +75,10 @@ def main() -> None:
 
     # the people, their contexts and real faces
     recogniser, scorer = (load_backbone(file) for file in (config.contexts.recogniser, config.scores.recogniser))
-    faces, contexts = real_faces(config, config.training.faces, config.contexts.recogniser, recogniser, ranks)
-    _, real = real_faces(config, config.training.faces, config.scores.recogniser, scorer, ranks)
-    people = held_out_people(faces, contexts, config.training.held_out)
-    is_woman = women(config, options.labelled, labels, recogniser, faces, people, ranks)
+    faces, known = (real_faces(config, roots, ranks) for roots in (config.training.faces, (options.labelled,)))
+    people = held_out_people(faces, config.training.held_out, partial(embeddings, recogniser, ranks.device, faces))
+    is_woman = women(partial(embeddings, recogniser, ranks.device, shown=middle), known, labels, faces, people)
+    real = embeddings(scorer, ranks.device, faces, np.concatenate(people.rows))
 
     # their images
     name = f"held-out/{config.paths.run or 'demo'}"
@@ -101,13 +102,13 @@ def main() -> None:
 
     # all of these that all people have
     of_scores = Scorer(scorer, backbone_digest(config.scores.recogniser), ranks.device)
-    drawn = {run: embeddings_of(runs[run], config, of_scores) for run in numbers}
+    drawn = {run: drawn_embeddings(runs[run], config, of_scores) for run in numbers}
     table = (places.scores(folder, config) / "table.md").read_text(encoding="utf-8")
     text = "\n".join([
         table,
         (places.scores(folder, config) / "variety.md").read_text(encoding="utf-8"),
         table_of_sexes(drawn, dict(zip(people.names, is_woman, strict=True))),
-        table_against_real(*drawn["w0"], people, faces, real),
+        table_against_real(*drawn["w0"], people, real),
         f"Faces detected: {detected(runs.values())}.\n"])
     write_text(folder / "held_out.md", text)
     if options.docs:
@@ -117,16 +118,23 @@ def main() -> None:
     print(f"\n{text}\nwritten to {folder / 'held_out.md'}")
 
 
-def real_faces(config: Config, roots: tuple[str, ...], file: str, recogniser: torch.nn.Module, ranks: Ranks
-               ) -> tuple[TrainingFaces, np.ndarray]:
-    """The faces in some folders, and their unit embeddings [N, D] by the recogniser of `file`; cached."""
-    cache = places.face_cache(config, roots)
-    faces = training_faces.prepare(roots, "", False, config.align.minimum_face / 128, cache, ranks)
-    return faces, training_faces.face_contexts(faces, cache, recogniser, Path(file), ranks.device)
+def real_faces(config: Config, roots: tuple[str, ...], ranks: Ranks) -> TrainingFaces:
+    return training_faces.prepare(roots, "", False, config.align.minimum_face / 128, places.face_cache(config, roots), ranks)
 
 
-def held_out_people(faces: TrainingFaces, contexts: np.ndarray, names: str) -> People:
-    """The people held out by training.held_out, those of each folder who choose the checkpoint left out."""
+def embeddings(recogniser: torch.nn.Module, device: torch.device, faces: TrainingFaces, rows: np.ndarray,
+               shown: Callable[[np.ndarray], np.ndarray] = lambda face: face) -> np.ndarray:
+    """Unit embeddings [N, D] of some of the faces, aligned; `shown`: what of a face [112, 112, 3] the recogniser is shown."""
+    return identity_contexts.normalise(embed(recogniser, rows, device, read=lambda row: shown(
+        warp(read_image(faces.files[row]), faces.landmarks[row], ARCFACE))))
+
+
+def held_out_people(faces: TrainingFaces, names: str, contexts_of: Callable[[np.ndarray], np.ndarray]) -> People:
+    """The people held out by training.held_out, those of each folder who choose the checkpoint left out.
+
+    Args:
+        contexts_of: rows of faces [P] -> their contexts [P, D].
+    """
     _, _, chosen = training_faces.hold_out(faces, names)
     sources = np.array([faces.identities[number].rpartition("/")[0] for number in chosen])
     of_source = {source: chosen[sources == source][VALIDATION_IDENTITIES:] for source in np.unique(sources)}
@@ -137,19 +145,18 @@ def held_out_people(faces: TrainingFaces, contexts: np.ndarray, names: str) -> P
                         "folder, who choose the checkpoint; hold out more")
     rows = [np.flatnonzero(faces.labels == number) for _, _, number in ordered]
     return People([f"{place:04d}-{faces.identities[number].replace('/', '-')}" for place, (_, _, number) in enumerate(ordered)],
-                  np.array([source for _, source, _ in ordered]), np.array(contexts[[own[0] for own in rows]]), rows)
+                  np.array([source for _, source, _ in ordered]), contexts_of(np.array([own[0] for own in rows])), rows)
 
 
-def women(config: Config, labelled: str, labels: Mapping[str, Mapping[str, str]], recogniser: torch.nn.Module,
-          faces: TrainingFaces, people: People, ranks: Ranks) -> np.ndarray:
-    """Who is a woman [P] bool, estimated from the middle of all of a person's faces; experiments/training_set.py."""
-    known, _ = real_faces(config, (labelled,), config.contexts.recogniser, recogniser, ranks)
+def women(of: Callable[[TrainingFaces, np.ndarray], np.ndarray], known: TrainingFaces, labels: Mapping[str, Mapping[str, str]],
+          faces: TrainingFaces, people: People) -> np.ndarray:
+    """Who is a woman [P] bool, estimated from the middle of all of a person's faces; experiments/training_set.py.
+
+    Args:
+        of: some of the faces -> unit embeddings [N, D] of their middle.
+        known, labels: faces, of which some have labels.
+    """
     chosen = some(np.array([row for row, file in enumerate(known.files) if str(file.with_suffix("")) in labels]), DESCRIBED)
-
-    def of(source: TrainingFaces, rows: np.ndarray) -> np.ndarray:
-        return identity_contexts.normalise(embed(recogniser, rows, ranks.device, read=lambda row: middle(
-            warp(read_image(source.files[row]), source.landmarks[row], ARCFACE))))
-
     own = [labels[str(known.files[row].with_suffix(""))]["sex"] for row in chosen]
     (sex,) = attributes.fit(of(known, chosen), {"sex": own})
     of_face = sex.classifier.predict_log_proba(of(faces, np.concatenate(people.rows)))
@@ -158,13 +165,13 @@ def women(config: Config, labelled: str, labels: Mapping[str, Mapping[str, str]]
     return sex.classifier.classes_[likeliest] == "female"
 
 
-def embeddings_of(run: Path, config: Config, scorer: Scorer) -> tuple[np.ndarray, np.ndarray]:
+def drawn_embeddings(run: Path, config: Config, scorer: Scorer) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings [N, D] of a run's kept faces and the identity of each [N]."""
     aligned = places.aligned(run)
     kept = read_kept(aligned)
     decides = scorer.decides(kept, alignment_setting(aligned, "template"))
-    embeddings = scorer.embeddings(kept, decides, places.all_embeddings(run, config))
-    return embeddings, np.repeat(list(kept), [len(images) for images in kept.values()])
+    found = scorer.embeddings(kept, decides, places.all_embeddings(run, config))
+    return found, np.repeat(list(kept), [len(images) for images in kept.values()])
 
 
 def table_of_sexes(drawn: dict[str, tuple[np.ndarray, np.ndarray]], is_woman: dict[str, bool]) -> str:
@@ -174,10 +181,10 @@ def table_of_sexes(drawn: dict[str, tuple[np.ndarray, np.ndarray]], is_woman: di
         people, cells, resampled = sum(one == wanted for one in is_woman.values()), [], {}
         if people < 2:  # nobody to be told apart from
             continue
-        for run, (embeddings, labels) in drawn.items():
+        for run, (found, labels) in drawn.items():
             place = np.arange(len(labels)) - np.searchsorted(labels, labels)
             chosen = np.array([is_woman[name] == wanted for name in labels]) & (place < IMAGES)
-            own = embeddings[chosen], labels[chosen]
+            own = found[chosen], labels[chosen]
             value = scores.metrics(scores.score_distributions(*own))["fdr"]
             resampled[run] = value, scores.bootstrap(*own, REPLICATES)["fdr"]
             cells.append(f"{value:.3f}{span(scores.interval(resampled[run][1]), 2)}")
@@ -187,16 +194,21 @@ def table_of_sexes(drawn: dict[str, tuple[np.ndarray, np.ndarray]], is_woman: di
     return markdown(("", "people", *(f"FDR, {run}" for run in drawn), "FDR ratio"), rows)
 
 
-def table_against_real(embeddings: np.ndarray, labels: np.ndarray, people: People, faces: TrainingFaces, real: np.ndarray) -> str:
-    """Coverage, recall and Frechet distance of what is drawn with w = 0, for each folder's people and for all of them."""
+def table_against_real(drawn: np.ndarray, labels: np.ndarray, people: People, real: np.ndarray) -> str:
+    """Coverage, recall and Frechet distance of what is drawn with w = 0, for each folder's people and for all of them.
+
+    Args:
+        drawn, labels: embeddings [N, D], and the name of each one's person [N].
+        real: embeddings [M, D] of the people's faces, in the order of people.rows.
+    """
+    owners = np.repeat(np.arange(len(people.rows)), [len(own) for own in people.rows])
     source_of, rows = dict(zip(people.names, people.sources, strict=True)), []
     of_label, every = np.array([source_of[name] for name in labels]), sorted(set(people.sources))
     for name, sources in [*((source or "all", [source]) for source in every), *[("all", every)] * (len(every) > 1)]:
         chosen = np.isin(of_label, sources)
-        real_rows = np.concatenate([own for own, source in zip(people.rows, people.sources, strict=True) if source in sources])
-        halves = variety.halves(real[real_rows], faces.labels[real_rows])
-        figures, of_halves = variety.against_real(embeddings[chosen], labels[chosen], halves)
-        rows.append([name, f"{chosen.sum():,}", f"{len(real_rows):,}", *(
+        own = np.isin(people.sources[owners], sources)
+        figures, of_halves = variety.against_real(drawn[chosen], labels[chosen], variety.halves(real[own], owners[own]))
+        rows.append([name, f"{chosen.sum():,}", f"{own.sum():,}", *(
             f"{figures[one]:.3f}" + (span(variety.half_sample_interval(figures[one], of_halves[one]), 3) if of_halves else "")
             + f", real {figures[f'real_{one}']:.3f}" for one in variety.AGAINST_REAL)])
     return markdown(("held-out people of", "generated", "real faces", "coverage", "recall", "Frechet distance"), rows)
