@@ -26,7 +26,7 @@ from config.config import Config, Sampling
 from config.load import load_config
 from experiments.demo import stage
 from experiments.options import parse
-from experiments.solver_fit import fit
+from experiments.solver_fit import TEACHER, fit
 from experiments.solver_report import Report, choose_reference
 from experiments.solver_trials import ARMS, Candidate, Images, Laboratory, Trial
 from models.published import backbone_digest, load_backbone
@@ -55,6 +55,8 @@ RATES = (150, 250)  # GFLOP/s in fp32 that two cores were seen to give
 
 def main() -> None:
     options, settings = arguments()
+    if options.what == "fit":  # to weights that the default solver does not know yet
+        settings += [f"sampling.solver={TEACHER.solver}", f"sampling.steps={TEACHER.steps}"]
     config = load_config(__doc__, reads=("paths", "contexts", "model", "sampling", "align", "scores"),
                          arguments=[*settings, "sampling.precision=fp32", "negatives.strategy=far"])
     embedded = Path("models/demo/recogniser.safetensors")

@@ -15,8 +15,8 @@ SIZES: dict[str, dict[str, Any]] = {
         "image_size": 64,
         "unet": {"initial_channels": 64, "channel_multipliers": [1, 3], "is_attention": [False, True],
                  "n_blocks_per_resolution": 1, "context_channels": 128, "context_dropout_probability": 0.05},
-        "first_stage": {"block_out_channels": (32, 64, 64), "layers_per_block": 1, "latent_channels": 4, "code_channels": 4,
-                        "num_codes": 8192},
+        "first_stage": {"block_out_channels": (32, 64, 128), "layers_per_block": 1, "latent_channels": 6, "code_channels": 6,
+                        "num_codes": 8192, "code_parts": 2},
     },
     "published": {  # IDiff-Face (arXiv 2308.04995) with CPD 25%, and LDM's VQ-f4
         "image_size": 128,

@@ -1,4 +1,6 @@
 """The detector's canvas, the faces it finds, the choice of one of them, and batches of images."""
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +121,23 @@ def test_batches_give_an_item_or_a_reason_for_each_image_in_order(tmp_path):
         assert np.abs(landmarks - landmarks_at(size)).max() < 0.03 * size
     assert empty == "no face found"
     assert torn.startswith("is not a readable image") and "torn.png: is" not in torn  # the list names the image already
+
+
+AFTER_OPENCVS_THREADS = """
+import cv2, numpy as np, torch
+from utils.faces.detection import in_processes
+image = np.zeros((4000, 4000, 3), np.uint8)
+cv2.warpAffine(image, np.eye(2, 3), (4000, 4000))  # in threads
+class Work:
+    def __len__(self): return 4
+    def __getitem__(self, number): return [number]
+print(list(in_processes(Work(), 2, torch.device("cpu"))))
+"""
+
+
+def test_workers_start_in_a_process_in_which_opencv_has_threads():
+    done = subprocess.run([sys.executable, "-c", AFTER_OPENCVS_THREADS], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[[0], [1], [2], [3]]\n"  # a worker waited for ever
 
 
 @pytest.mark.parametrize("processes, batches, workers", [(1, 3, 0), (2, 3, 2), (8, 2, 2), (8, 1, 0)])

@@ -415,7 +415,7 @@ def test_a_folder_made_with_other_settings_is_refused(settings, reference, overr
     ("sampling.steps=1001", ["sampling.steps", "1000"]),
     ("model.first_stage_encoder=models/demo/first_stage_encoder.safetensors "
      "model.first_stage_decoder=models/demo/first_stage_decoder.safetensors",
-     ["models/demo/first_stage_decoder.safetensors", "of 4 channels", "another first stage, of 3 channels and 4 times"]),
+     ["models/demo/first_stage_decoder.safetensors", "of 6 channels", "another first stage, of 3 channels and 4 times"]),
     ("sampling.solver=fitted sampling.steps=8", ["sampling.solver", "other weights", "experiments.solvers fit"]),
 ])
 def test_what_is_missing_is_named(settings, override, words):

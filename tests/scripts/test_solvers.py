@@ -11,6 +11,7 @@ from experiments.solver_report import MARGINS, agree, choose_reference, differen
 from experiments.solver_trials import METRICS, Candidate, Images, Laboratory, Trial
 from models.schedule import alpha_bars, linear_betas
 from tests.running import run
+from utils.diffusion import latent_diffusion
 from utils.diffusion.solvers import fitted, sample
 from utils.diffusion.spacings import timesteps
 from utils.runtime.errors import UserError
@@ -195,6 +196,7 @@ def test_a_fit_is_made_once_and_written_as_a_module(small, tmp_path, monkeypatch
     for name, value in {"TEACHER": Candidate("dpm++", 6), "STEPS": (2,), "SEARCHED": range(1), "REGRESSED": range(1),
                         "HELD_OUT": range(1, 2)}.items():
         monkeypatch.setattr(solver_fit, name, value)
+    monkeypatch.setattr(latent_diffusion.fitted, "WEIGHTS", "others")  # which the default solver is fitted to
     run(solvers, "fit", *small)
     assert "2 steps, rms distance of latents to the teacher's, held out: far 0." in capsys.readouterr().out
     scope: dict = {}

@@ -37,7 +37,8 @@ CONTEXTS = {
 }
 LICENCES = {  # by the beginning of model.diffusion
     "models/demo": "The miniature generator of the repository (models/demo/CARD.md), trained on Labeled Faces in the Wild "
-                   "(photographs from news pages, published for research). For research and for trying the software.",
+                   "and CelebA (photographs of public figures from the web, published for research). For research and for trying "
+                   "the software.",
     "data/published/": "The weights that the authors of IDiff-Face and NegFaceDiff give to those who ask, under the terms that "
                        "they were given with.",
 }

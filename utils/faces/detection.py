@@ -220,6 +220,7 @@ def in_processes(work: FaceBatches, processes: int, device: torch.device) -> Ite
         cores = torch.get_num_threads()  # those of this rank: torchrun shares them out
         processes = min(cores, GPU_PROCESSES) if device.type == "cuda" else cores
     workers = min(processes, len(work))
+    cv2.setNumThreads(1)  # ends OpenCV's threads: a forked worker would wait for ever for those of its parent
     # CUDA does not survive a fork
     method = "fork" if device.type == "cpu" and sys.platform == "linux" else "spawn"
     return Items(
@@ -233,4 +234,4 @@ def one_thread(worker: int) -> None:
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
-    cv2.setNumThreads(1)  # torch's worker processes have one thread already
+    cv2.setNumThreads(1)  # of a spawned process; torch's worker processes have one thread already
