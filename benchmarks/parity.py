@@ -37,7 +37,8 @@ def main() -> None:
     c_neg = negatives.select(c_pos, "far")[0]
     draw = partial(drawn, torch.from_numpy(c_pos), torch.from_numpy(c_neg), arguments.steps)
 
-    noise = [counter_noise(arguments.images, where)(1000).cpu() for where in (CPU, device)]
+    shape = load_model(Config().model, Config().sampling, CPU)[0].latent_shape
+    noise = [counter_noise(arguments.images, shape, where)(1000).cpu() for where in (CPU, device)]
     print(f"{name_of(device)} against the CPU, torch {torch.__version__}; {arguments.images} images, Far-Neg w = 0.5, "
           f"DPM-Solver++ {arguments.steps}; noise differs by {(noise[0] - noise[1]).abs().max():.1e} at most")
     print("| | rms of the latents' difference, in their std | mean difference, grey levels | lowest cosine of the recogniser's "
@@ -52,9 +53,9 @@ def main() -> None:
         print(f"| {name} | {rms:.1e} | {grey:.2f} | {cosine:.4f} |", flush=True)
 
 
-def counter_noise(images: int, device: torch.device):
+def counter_noise(images: int, shape: tuple[int, int, int], device: torch.device):
     numbers = torch.arange(images, device=device)
-    return partial(gaussian, 42, numbers, torch.zeros_like(numbers), shape=(4, 16, 16), device=device)
+    return partial(gaussian, 42, numbers, torch.zeros_like(numbers), shape=shape, device=device)
 
 
 @torch.inference_mode()
@@ -63,7 +64,7 @@ def drawn(c_pos: torch.Tensor, c_neg: torch.Tensor, steps: int, device: torch.de
     """Latents, images (uint8) and their embeddings by the recogniser of the scores in fp32, all on the CPU."""
     config = Config()
     model, _ = load_model(config.model, replace(config.sampling, precision="bf16" if bf16 else "fp32"), device)
-    arguments = c_pos, c_neg, counter_noise(len(c_pos), device), guided("negative", 0.5), "dpm++", steps
+    arguments = c_pos, c_neg, counter_noise(len(c_pos), model.latent_shape, device), guided("negative", 0.5), "dpm++", steps
     latents, images = model.latents(*arguments).cpu(), model.images(*arguments).cpu()
     embeddings = load_backbone(config.scores.recogniser)(of_canvas(images, MARGIN))
     return latents, to_uint8(images), embeddings
