@@ -46,7 +46,7 @@ from utils.training import faces as training_faces
 from utils.training.faces import TrainingFaces, some
 
 PEOPLE, IMAGES = 100, 8  # that strategies are compared on
-AGAINST_REAL = 2000  # generated faces of each folder's people, at least, that are compared with real ones
+AGAINST_REAL = 2000  # faces drawn of each folder's people, at least; of these as many as half of the real ones are compared
 REPLICATES = 1000
 SUMMARIES = ("README.md", "models/demo/CARD.md")  # which show less than docs/results.md
 
