@@ -22,7 +22,7 @@ from utils.runtime.files import read_json, write_json, write_text
 from utils.runtime.records import Record, State
 
 TEACHER, STEPS = Candidate("dpm++", 100), (8, 10, 6, 12)
-SEARCHED, REGRESSED, HELD_OUT = range(2), range(12), range(12, 16)  # images, each of another identity
+SEARCHED, REGRESSED, HELD_OUT = range(2), range(24), range(24, 32)  # images, each of another identity
 RIDGE = 1e-7  # of the features' mean square: they are nearly collinear
 MOVES = (0.4, 0.2)  # of the gap to the neighbour, a round each
 
