@@ -195,23 +195,29 @@ def table_of_sexes(drawn: dict[str, tuple[np.ndarray, np.ndarray]], is_woman: di
 
 
 def table_against_real(drawn: np.ndarray, labels: np.ndarray, people: People, real: np.ndarray) -> str:
-    """Coverage, recall and Frechet distance of what is drawn with w = 0, for each folder's people and for all of them.
+    """Coverage, recall and Frechet distance of what is drawn with w = 0, for each folder's people and for all of them; the
+    distance also of unlimited numbers of faces, from all there are.
 
     Args:
         drawn, labels: embeddings [N, D], and the name of each one's person [N].
         real: embeddings [M, D] of the people's faces, in the order of people.rows.
     """
     owners = np.repeat(np.arange(len(people.rows)), [len(own) for own in people.rows])
+    # numbered folder by folder: every other person of each is in one half (the people come from one and another in turn)
+    numbers = np.argsort(np.argsort(people.sources, kind="stable"))
     source_of, rows = dict(zip(people.names, people.sources, strict=True)), []
     of_label, every = np.array([source_of[name] for name in labels]), sorted(set(people.sources))
     for name, sources in [*((source or "all", [source]) for source in every), *[("all", every)] * (len(every) > 1)]:
         chosen = np.isin(of_label, sources)
         own = np.isin(people.sources[owners], sources)
-        figures, of_halves = variety.against_real(drawn[chosen], labels[chosen], variety.halves(real[own], owners[own]))
+        halves = variety.halves(real[own], numbers[owners[own]])
+        figures, of_halves = variety.against_real(drawn[chosen], labels[chosen], halves)
+        unlimited, floor = (variety.unlimited_frechet_distance(*sets) for sets in ((drawn[chosen], real[own]), halves))
         rows.append([name, f"{chosen.sum():,}", f"{own.sum():,}", *(
             f"{figures[one]:.3f}" + (span(variety.half_sample_interval(figures[one], of_halves[one]), 3) if of_halves else "")
-            + f", real {figures[f'real_{one}']:.3f}" for one in variety.AGAINST_REAL)])
-    return markdown(("held-out people of", "generated", "real faces", "coverage", "recall", "Frechet distance"), rows)
+            + f", real {figures[f'real_{one}']:.3f}" for one in variety.AGAINST_REAL), f"{unlimited:.3f}, real {floor:.3f}"])
+    return markdown(("held-out people of", "generated", "real faces", "coverage", "recall", "Frechet distance",
+                     "of unlimited numbers"), rows)
 
 
 def summary(table: str) -> str:

@@ -18,6 +18,7 @@ from utils.evaluation.variety import (
     half_sample_interval,
     halves,
     resampled_mean,
+    unlimited_frechet_distance,
     within_identity,
 )
 from utils.runtime.errors import UserError
@@ -131,6 +132,19 @@ def test_frechet_distance_by_hand_and_by_a_matrix_root():
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-10)
     few = a[:4]  # fewer images than dimensions
     assert frechet_distance(few, few + 2) == pytest.approx(7 * 4, rel=1e-6)
+
+
+def test_an_unlimited_frechet_distance_is_without_what_few_samples_add():
+    random = np.random.default_rng(3)
+    direction = np.eye(16)[0]
+    a, b, other = random.normal(size=(600, 16)), random.normal(size=(300, 16)), random.normal(size=(300, 16)) + 1.5 * direction
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (a, b, other)]
+    few = frechet_distance(unit[0], unit[1])
+    assert few > 0.01
+    assert abs(unlimited_frechet_distance(a, b)) < few / 4  # the same distribution
+    many = random.normal(size=(100_000, 16)), random.normal(size=(100_000, 16)) + 1.5 * direction
+    true = frechet_distance(*(rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in many))
+    assert unlimited_frechet_distance(a, other) == pytest.approx(true, rel=0.1)
 
 
 def test_halves_share_nobody():
