@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch.optim.lr_scheduler import MultiStepLR, ReduceLROnPlateau
@@ -42,6 +43,7 @@ from utils.runtime.records import Record
 from utils.training.loop import Budget, Training
 
 DROPOUT, MOMENTUM, WEIGHT_DECAY, GRADIENT_CLIP = 0.4, 0.9, 5e-4, 5.0  # the paper's
+AUGMENTED = 1024  # images augmented together: those with the same operation and magnitude are one call
 PATIENCE, EARLY_STOP = 4, 6  # epochs without a better score: the learning rate falls to a tenth; training ends
 
 
@@ -58,7 +60,6 @@ def main() -> None:
 
     # backbone, head, loss, optimiser, schedule
     torch.manual_seed(fr.seed)
-    torch.backends.cudnn.benchmark = True  # every batch has the same shape
     backbone = BACKBONES[fr.backbone](DROPOUT).to(ranks.device, memory_format=torch.channels_last)
     head = HEADS[fr.head](backbone.num_features, data.num_classes, s=fr.scale, m=fr.margin).to(ranks.device)
     probability = torch.zeros(len(data.rows), device=ranks.device) if fr.is_original_train else None
@@ -84,18 +85,21 @@ def main() -> None:
     if fr.is_original_train and ranks.is_main:
         probabilities = open_probabilities(folder / "probabilities.npy", fr.epochs, len(data.rows), training.step // steps)
 
+    block = max(AUGMENTED // fr.batch_size, 1) * fr.batch_size
+
     def batches(step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Faces, classes and numbers of the images; this rank's share of each step."""
         epoch, first = divmod(step, steps)
         while True:
             loss.train()
             order, _ = epoch_order(len(data.rows), total_batch, fr.seed, epoch)
-            mine = order[first:, ranks.rank * fr.batch_size : (ranks.rank + 1) * fr.batch_size]
-            for numbers, shown in zip(mine, reader.batches(data.rows[mine]), strict=True):
+            mine = order[first:, ranks.rank * fr.batch_size : (ranks.rank + 1) * fr.batch_size].ravel()
+            blocks = np.array_split(mine, range(block, len(mine), block))
+            for numbers, faces in zip(blocks, reader.batches(data.rows[rows] for rows in blocks), strict=True):
                 numbers = torch.from_numpy(numbers)
-                shown = normalise(augment(shown, numbers, fr.seed, epoch, fr.augmentation))
-                numbers = numbers.to(ranks.device, non_blocking=True)
-                yield shown, labels[numbers], numbers
+                shown = augment(faces, numbers, fr.seed, epoch, fr.augmentation)
+                for part, own in zip(shown.split(fr.batch_size), numbers.to(ranks.device).split(fr.batch_size), strict=True):
+                    yield normalise(part), labels[own], own
             epoch, first = epoch + 1, 0
 
     def validate() -> dict[str, float]:
@@ -106,8 +110,9 @@ def main() -> None:
         accuracy = verification_accuracy(backbone, images.images, data.held_out_rows, data.held_out_labels, ranks.device, bf16)
         return {"epoch": epoch, "held_out_accuracy": accuracy, "score": accuracy}
 
-    training.run(batches, loss, validate, fr.epochs,
-                 keep=lambda: write_safetensors(folder / "backbone.safetensors", backbone.state_dict()))
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True):  # every batch has the same shape
+        training.run(batches, loss, validate, fr.epochs,
+                     keep=lambda: write_safetensors(folder / "backbone.safetensors", backbone.state_dict()))
     if ranks.is_main:
         publish(folder, training, steps, data)
     if fr.is_original_train and ranks.is_main:
