@@ -308,6 +308,7 @@ EXPERIMENT = {  # make experiment: recognisers trained on equal numbers of image
     "fr.learning_rate": 0.4,
     "fr.epochs": 16,
     "fr.milestones": (9, 13),
+    "fr.augmentation": "randaugment",
     "training.precision": "fp32",
     "training.compile": False,  # compiling takes longer than it saves
     "verify.lfw_faces": ("output/lfw/aligned",),

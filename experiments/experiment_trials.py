@@ -33,7 +33,7 @@ from utils.runtime.records import Record, State
 W = (0.25, 0.5, 1.0)
 W0, FAR = "w0", "far w0.5"
 CONE = ("variety.cone=0.7", "variety.cone_noise=contexts", "variety.cone_bound=safe")
-BAND = "align.band=0.2,0.45"  # of the included generator's faces some four in five
+BAND = "align.band=0.25,0.6"  # of the included generator's faces some four in five
 LOST, FILTERED = 1.05, 1.3  # times as many identities are drawn: those that lose a face, or many to the band, are left out
 REAL = {"fr.minimum_images": 4, "fr.images_per_identity": 20}  # who of LFW is in the ceiling
 
