@@ -167,9 +167,10 @@ class Laboratory:
 
     def record(self, trial: Trial) -> Record:
         config = load_config("", arguments=self.arguments(trial))
-        file = self.folder / "trials" / f"{trial.part}-{slug(trial.arm.name)}-seed{trial.seed}.json"
-        return Record(file, {"run": places.run_folder(config).name, "recogniser": config.fr.name, "tests": self.tests,
-                             **self.scorer}, target=file.with_suffix(".figures.json"))
+        # a folder of its own: processes that make something in one folder do it in turn
+        folder = self.folder / "trials" / f"{trial.part}-{slug(trial.arm.name)}-seed{trial.seed}"
+        return Record(folder / "trial.json", {"run": places.run_folder(config).name, "recogniser": config.fr.name,
+                                              "tests": self.tests, **self.scorer}, target=folder / "figures.json")
 
     @cached_property
     def real(self) -> str:

@@ -175,7 +175,7 @@ def test_a_small_experiment_goes_on_after_a_kill_to_the_same_tables(small, tmp_p
 
     with killed_at(4, verify_fr, "write_json"):  # in the factorial, before a trial is kept
         run(experiment, *small, killed)
-    assert len(list((tmp_path / "killed" / "experiment" / "trials").glob("*.figures.json"))) == 3
+    assert len(list((tmp_path / "killed" / "experiment" / "trials").glob("*/figures.json"))) == 3
     run(experiment, *small, killed)
     assert (tmp_path / "killed" / "experiment" / "experiment.md").read_text() == table
 
@@ -195,7 +195,7 @@ def test_a_band_that_leaves_too_few_is_said_and_the_others_are_made(small, tmp_p
     run(experiment, *small, "--parts", "factorial", f"paths.output={tmp_path}")
     assert "far w0.5, band, seed 1: 0 of 27 images are left by align.band=0.9999,1; raise --spare" \
         in capsys.readouterr().out
-    assert len(list((tmp_path / "experiment" / "trials").glob("*.figures.json"))) == 2
+    assert len(list((tmp_path / "experiment" / "trials").glob("*/figures.json"))) == 2
 
 
 def test_people_of_the_ceiling_are_as_many_images_and_none_is_tested(small, tmp_path):
