@@ -47,6 +47,7 @@ from utils.training.faces import TrainingFaces, some
 
 PEOPLE, IMAGES = 100, 8  # that strategies are compared on
 AGAINST_REAL = 2000  # faces drawn of each folder's people, at least; of these as many as half of the real ones are compared
+MORE = "w0-more"  # faces beyond IMAGES for it, from other noise: strategies are compared on the same noise
 REPLICATES = 1000
 SUMMARIES = ("README.md", "models/demo/CARD.md")  # which show less than docs/results.md
 
@@ -86,29 +87,33 @@ def main() -> None:
     file = folder / "contexts.npz"
     identity_contexts.write(file, people.names, people.contexts)
     fewest = min(np.unique(people.sources, return_counts=True)[1])
-    numbers = {"w0": (len(people.names), max(IMAGES, -(-AGAINST_REAL // fewest))), "far": (len(people.names), IMAGES)}
+    numbers = {"w0": (len(people.names), IMAGES), MORE: (len(people.names), max(1, -(-AGAINST_REAL // fewest) - IMAGES)),
+               "far": (len(people.names), IMAGES)}
     runs = {}
-    for strategy in ("w0", *STRATEGIES):
+    for strategy in ("w0", MORE, *STRATEGIES):
         identities, each = numbers.get(strategy, (PEOPLE, IMAGES))
-        own = [*given, "contexts.source=published", f"contexts.file={file}", f"contexts.name={name.replace('/', '-')}",
+        is_guided = strategy in STRATEGIES
+        own = [*given, f"sampling.seed={config.sampling.seed + (strategy == MORE)}",
+               "contexts.source=published", f"contexts.file={file}", f"contexts.name={name.replace('/', '-')}",
                f"paths.run={name}/{strategy}", f"sampling.identities={min(identities, len(people.names))}",
                f"sampling.images_per_identity={each}",
-               "guidance.w=0" if strategy == "w0" else f"negatives.strategy={strategy}"]
-        for script in ("create_sample_identity_contexts", *["create_negative_contexts"] * (strategy != "w0"), "sample", "align"):
+               f"negatives.strategy={strategy}" if is_guided else "guidance.w=0"]
+        for script in ("create_sample_identity_contexts", *["create_negative_contexts"] * is_guided, "sample", "align"):
             stage(script, *own)
         runs[strategy] = folder / strategy
-    stage("plot_distributions", *given, f"scores.overlay={','.join(f'{name}/{run}' for run in runs)}",
+    stage("plot_distributions", *given, f"scores.overlay={','.join(f'{name}/{run}' for run in runs if run != MORE)}",
           f"scores.identities={PEOPLE}", f"scores.images_per_identity={IMAGES}")
 
     # all of these that all people have
     of_scores = Scorer(scorer, backbone_digest(config.scores.recogniser), ranks.device)
     drawn = {run: drawn_embeddings(runs[run], config, of_scores) for run in numbers}
+    with_more = [np.concatenate(both) for both in zip(drawn["w0"], drawn.pop(MORE), strict=True)]
     table = (places.scores(folder, config) / "table.md").read_text(encoding="utf-8")
     text = "\n".join([
         table,
         (places.scores(folder, config) / "variety.md").read_text(encoding="utf-8"),
         table_of_sexes(drawn, dict(zip(people.names, is_woman, strict=True))),
-        table_against_real(*drawn["w0"], people, real),
+        table_against_real(*with_more, people, real),
         f"Faces detected: {detected(runs.values())}.\n"])
     write_text(folder / "held_out.md", text)
     if options.docs:
