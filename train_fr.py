@@ -98,7 +98,8 @@ def main() -> None:
             for numbers, faces in zip(blocks, reader.batches(data.rows[rows] for rows in blocks), strict=True):
                 numbers = torch.from_numpy(numbers)
                 shown = augment(faces, numbers, fr.seed, epoch, fr.augmentation)
-                for part, own in zip(shown.split(fr.batch_size), numbers.to(ranks.device).split(fr.batch_size), strict=True):
+                moved = numbers.to(ranks.device, non_blocking=True)
+                for part, own in zip(shown.split(fr.batch_size), moved.split(fr.batch_size), strict=True):
                     yield normalise(part), labels[own], own
             epoch, first = epoch + 1, 0
 
