@@ -38,7 +38,7 @@ LOST, FILTERED = 1.05, 1.3  # times as many identities are drawn: those that los
 REAL = {"fr.minimum_images": 4, "fr.images_per_identity": 20}  # who of LFW is in the ceiling
 
 # What two cores do in a second, at worst and at best: GFLOP of the generator in fp32 and of training; images.
-RATES = {"draw": (150, 250), "align": (30, 50), "embed": (90, 190), "train": (80, 150)}
+RATES = {"draw": (150, 450), "align": (30, 100), "embed": (90, 400), "train": (80, 200)}
 
 
 @dataclass(frozen=True)
