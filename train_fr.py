@@ -85,22 +85,15 @@ def main() -> None:
     if fr.is_original_train and ranks.is_main:
         probabilities = open_probabilities(folder / "probabilities.npy", fr.epochs, len(data.rows), training.step // steps)
 
-    block = max(AUGMENTED // fr.batch_size, 1) * fr.batch_size
-
     def batches(step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Faces, classes and numbers of the images; this rank's share of each step."""
         epoch, first = divmod(step, steps)
         while True:
             loss.train()
             order, _ = epoch_order(len(data.rows), total_batch, fr.seed, epoch)
-            mine = order[first:, ranks.rank * fr.batch_size : (ranks.rank + 1) * fr.batch_size].ravel()
-            blocks = np.array_split(mine, range(block, len(mine), block))
-            for numbers, faces in zip(blocks, reader.batches(data.rows[rows] for rows in blocks), strict=True):
-                numbers = torch.from_numpy(numbers)
-                shown = augment(faces, numbers, fr.seed, epoch, fr.augmentation)
-                moved = numbers.to(ranks.device, non_blocking=True)
-                for part, own in zip(shown.split(fr.batch_size), moved.split(fr.batch_size), strict=True):
-                    yield normalise(part), labels[own], own
+            mine = order[first:, ranks.rank * fr.batch_size : (ranks.rank + 1) * fr.batch_size]
+            for shown, numbers in augmented(reader, data.rows, mine, fr, epoch):
+                yield normalise(shown), labels[numbers], numbers
             epoch, first = epoch + 1, 0
 
     def validate() -> dict[str, float]:
@@ -120,6 +113,23 @@ def main() -> None:
         files = write_dynunc(folder, probabilities[: training.step // steps], images.paths[data.rows])
         print(f"keep-lists: {', '.join(map(str, files))}; train on one with fr.keep_list=<file> fr.name=<name>")
     ranks.close()
+
+
+def augmented(reader: packed.FaceReader, rows: np.ndarray, order: np.ndarray, fr: FR, epoch: int
+              ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of augmented faces, uint8 [B, 3, 112, 112], and the numbers of the images [B], both on the reader's device.
+
+    Args:
+        rows: [N], where each image lies among the packed faces.
+        order: [batches, B], numbers of images, 0 .. N - 1.
+    """
+    batches = max(AUGMENTED // order.shape[1], 1)
+    blocks = [order[start : start + batches].ravel() for start in range(0, len(order), batches)]
+    for block, faces in zip(blocks, reader.batches(rows[block] for block in blocks), strict=True):
+        numbers = torch.from_numpy(block)
+        shown = augment(faces, numbers, fr.seed, epoch, fr.augmentation)
+        on_device = numbers.to(reader.device, non_blocking=True)
+        yield from zip(shown.split(order.shape[1]), on_device.split(order.shape[1]), strict=True)
 
 
 def packed_faces(config: Config, ranks: distributed.Ranks) -> tuple[packed.PackedFaces, TrainingSet, str]:

@@ -172,13 +172,15 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def unlimited_frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """The Frechet distance that two sets [N, D] and [M, D] would have without end: what few samples add is taken off.
+    """The Frechet distance of two sets [N, D] and [M, D], extrapolated to unlimited N and M.
 
     Few samples look farther apart, by an excess that falls as 1/N + 1/M (Chong, Forsyth, arXiv 1911.07023): a line through the
     distances of random parts of both sets is followed to zero. It may come out below zero by chance.
 
     Args:
-        a, b: of any norm, which is taken off.
+        a, b: of any norm; unit rows are compared.
+    Raises:
+        UserError: a row is zero or not finite.
     """
     a, b = unit_rows(a), unit_rows(b)
     random, excess, distances = np.random.default_rng(0), [], []
