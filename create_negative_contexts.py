@@ -1,9 +1,10 @@
 """Stage 2: for each identity, the context whose pull is subtracted when its images are sampled.
 
 Reads:  <output>/contexts/<name>.npz (stage 1)
-Writes: <output>/contexts/<name>.negatives-<strategy>.npz   ids [N], negatives [N, D] float32 (zeros: null), index [N] int64
+Writes: <output>/contexts/<name>.negatives-<kind>.npz   ids [N], negatives [N, D] float32 (zeros: null), index [N] int64
         (-1: no identity of the list), similarity [N] float32 (NaN: null), the digest of the contexts they belong to
-        <output>/contexts/<name>.negatives-<strategy>.json  the settings, versions and digests they were made with
+        <output>/contexts/<name>.negatives-<kind>.json  the settings, versions and digests they were made with
+        <kind>: the strategy, with the pool, seed or file where one is set
 
     python create_negative_contexts.py
     python create_negative_contexts.py --preset paper_casia negatives.strategy=close

@@ -1,6 +1,6 @@
 """Stage 3: draw the identities' images from the diffusion model, each pushed away from its negative context.
 
-Reads   <output>/contexts/<name>.npz and <name>.negatives-<strategy>.npz (stages 1 and 2), the weights of config `model`
+Reads   <output>/contexts/<name>.npz and <name>.negatives-<kind>.npz (stages 1 and 2), the weights of config `model`
 Writes  <run>/samples/<identity>/<k>.png and a dataset card, README.md; <run>/contact_sheet.png, <run>/run.json
 
     python sample.py

@@ -6,7 +6,7 @@ Writes  <output>/training/<name>/: first_stage_encoder.safetensors, first_stage_
         <output>/faces/<folder>/: the faces that were found and cut out, cached
 
     python train_autoencoder.py training.faces=data/my-photos training.name=mine training.length=15min
-    torchrun --nproc_per_node=4 train_autoencoder.py
+    torchrun --nproc_per_node=4 train_autoencoder.py training.length=150000steps
 
 It first learns to pass images through continuous latents. These are then brought to mean 0 and variance 1 (the
 published model has no latent scale factor), the encoder is frozen, the codebook is put where the latents are (k-means),

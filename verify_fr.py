@@ -2,7 +2,7 @@
 
 Reads   a backbone: the run's training (stage 6), or verify.backbone in any supported format; benchmarks (config verify):
         insightface's .bin files, pair lists in LFW's format, all pairs of folders of faces, IJB-C
-Writes  verification.json beside the backbone of a training run, of any other in <output>/verification/<backbone>/
+Writes  verification.json beside the backbone of a training run, of any other in <output>/verification/<backbone>-<digest>/
 
     python verify_fr.py verify.bins=data/benchmarks
     python verify_fr.py verify.backbone=... verify.lfw_pairs=data/pairs.txt verify.lfw_faces=output/lfw/aligned

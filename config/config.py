@@ -217,9 +217,9 @@ class Verify:
 class Training:
     """Stage 0: training the autoencoder and the diffusion model. `precision` and `compile` hold for stage 6 too."""
 
-    faces: tuple[str, ...] = setting(("data/lfw/lfw-deepfunneled",), "folder of identity folders, or of images, each of another "
-                                     "person; several, separated by commas, are one training set, whose identities are called "
-                                     "<folder>/<identity>", paper=("data/casia-webface",))
+    faces: tuple[str, ...] = setting(("data/lfw/lfw-deepfunneled",), "folder of identity folders, or of images, "
+                                     "each of a different person; several, separated by commas, are one training set, whose "
+                                     "identities are called <folder>/<identity>", paper=("data/casia-webface",))
     leave_out: str = setting("", "file with the names of identities to leave out, one per line: those of a benchmark, say")
     held_out: str = setting("", "file with the names of identities to hold out, one per line; empty: one in 25, 2 to 200")
     crop: str = setting("aligned", "aligned: each face is found and cut out along its landmarks; whole: the images are "

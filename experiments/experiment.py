@@ -6,11 +6,12 @@ Writes  <output>/experiment/trials/: each trial, kept as it goes; run again, it 
     python -m experiments.experiment
     python -m experiments.experiment --minutes 600 --docs scores.recogniser=data/mobilefacenet_independent.ncnn.param
 
-First the frontier, one seed: w = 0 and each strategy at three w, a recogniser trained on each set. Then, for one seed after the
-other, recognisers of as many real faces (the ceiling) and of each arm of the factorial: images, contexts and training anew with
-each seed, paired differences from w = 0 and from the best plain negative. fp32; trials of other weights or of another kind of
-processor are made anew. Settings go to every stage; the solver is that of the settings. Processes may share the output, each with
---seeds of its own; the tables of all of them are written by one more run with all seeds.
+First the frontier, one seed: w = 0 and the paper's five strategies at three w, a recogniser trained on each set. Then, for
+one seed after the other, recognisers of as many real faces (the ceiling) and of each arm of the factorial: images, contexts
+and training anew with each seed, paired differences from w = 0 and from the best plain negative. fp32; trials of other
+weights or of another kind of processor are made anew. Settings go to every stage; the solver is that of the settings.
+Processes may share the output, each with --seeds of its own; the tables of all of them are written by one more run with all
+seeds.
 """
 import argparse
 import time

@@ -9,8 +9,8 @@ Writes  <output>/held-out/<paths.run>/: a run without a negative context and one
     python -m experiments.held_out align.minimum_face=30 scores.recogniser=data/mobilefacenet_independent.ncnn.param \\
         training.faces=data/lfw/lfw-deepfunneled,data/celeba_10k training.held_out=models/demo/held_out.txt
 
-Of each folder's people those who choose the checkpoint are left out. Strategies are compared on PEOPLE x IMAGES, women with men
-and generated faces with real ones on all of the people.
+Of each folder's people those who choose the checkpoint are left out. On all others, IMAGES each, strategies are compared, women
+with men, and generated faces with real ones.
 """
 import argparse
 from collections.abc import Callable, Iterable, Mapping
@@ -45,7 +45,7 @@ from utils.runtime.ranks import Ranks
 from utils.training import faces as training_faces
 from utils.training.faces import TrainingFaces, some
 
-PEOPLE, IMAGES = 100, 8  # that strategies are compared on
+IMAGES = 8  # of each person, that strategies are compared on
 AGAINST_REAL = 2000  # faces drawn of each folder's people, at least; of these as many as half of the real ones are compared
 MORE = "w0-more"  # faces beyond IMAGES for it, from other noise: strategies are compared on the same noise
 REPLICATES = 1000
@@ -87,26 +87,23 @@ def main() -> None:
     file = folder / "contexts.npz"
     identity_contexts.write(file, people.names, people.contexts)
     fewest = min(np.unique(people.sources, return_counts=True)[1])
-    numbers = {"w0": (len(people.names), IMAGES), MORE: (len(people.names), max(1, -(-AGAINST_REAL // fewest) - IMAGES)),
-               "far": (len(people.names), IMAGES)}
-    runs = {}
+    more, runs = max(1, -(-AGAINST_REAL // fewest) - IMAGES), {}
     for strategy in ("w0", MORE, *STRATEGIES):
-        identities, each = numbers.get(strategy, (PEOPLE, IMAGES))
         is_guided = strategy in STRATEGIES
         own = [*given, f"sampling.seed={config.sampling.seed + (strategy == MORE)}",
                "contexts.source=published", f"contexts.file={file}", f"contexts.name={name.replace('/', '-')}",
-               f"paths.run={name}/{strategy}", f"sampling.identities={min(identities, len(people.names))}",
-               f"sampling.images_per_identity={each}",
+               f"paths.run={name}/{strategy}", f"sampling.identities={len(people.names)}",
+               f"sampling.images_per_identity={more if strategy == MORE else IMAGES}",
                f"negatives.strategy={strategy}" if is_guided else "guidance.w=0"]
         for script in ("create_sample_identity_contexts", *["create_negative_contexts"] * is_guided, "sample", "align"):
             stage(script, *own)
         runs[strategy] = folder / strategy
     stage("plot_distributions", *given, f"scores.overlay={','.join(f'{name}/{run}' for run in runs if run != MORE)}",
-          f"scores.identities={PEOPLE}", f"scores.images_per_identity={IMAGES}")
+          f"scores.identities={len(people.names)}", f"scores.images_per_identity={IMAGES}")
 
     # all of these that all people have
     of_scores = Scorer(scorer, backbone_digest(config.scores.recogniser), ranks.device)
-    drawn = {run: drawn_embeddings(runs[run], config, of_scores) for run in numbers}
+    drawn = {run: drawn_embeddings(runs[run], config, of_scores) for run in ("w0", MORE, "far")}
     with_more = [np.concatenate(both) for both in zip(drawn["w0"], drawn.pop(MORE), strict=True)]
     table = (places.scores(folder, config) / "table.md").read_text(encoding="utf-8")
     text = "\n".join([
