@@ -34,7 +34,8 @@ def main() -> None:
     options, given = arguments()
     config = load_config(__doc__, arguments=["--preset", "experiment", *given])
     laboratory = Laboratory(config, given, options.spare, distributed.setup(config.device).device)
-    study = Study(laboratory, options, Report(places.experiment_folder(config), laboratory.kind, options.docs))
+    study = Study(laboratory, options, Report(
+        places.experiment_folder(config), f"{laboratory.kind}, {config.training.precision}", options.docs))
     study.estimate()
     study.run()
     print(f"written to {study.report.folder}", *study.without, sep="\n")

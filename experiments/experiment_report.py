@@ -1,6 +1,6 @@
 """The tables and the plot of experiments/experiment.py, and its verdicts."""
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -59,19 +59,22 @@ class Report:
         """The names of the test sets, LFW's held-out folds first."""
         return list(next(iter(next(iter(next(iter(self.known.values())).values())).values()))["tests"])
 
-    def mean(self, part: str, arm: str, test: str, measure: str = "accuracy") -> float:
-        return mean(figures["tests"][test].get(measure, math.nan) for figures in self.known[part][arm].values())
+    def accuracy(self, part: str, arm: str, seeds: Collection[int]) -> float:
+        """On LFW's held-out folds, the mean of some seeds."""
+        return mean(self.known[part][arm][seed]["tests"][self.tests()[0]]["accuracy"] for seed in seeds)
 
     def best_of_frontier(self) -> str | None:
         """The negative with the highest accuracy on LFW's held-out folds; None where none is known."""
-        negatives = self.known.get("frontier", {}).keys() - {W0}
-        return max(sorted(negatives), key=lambda arm: self.mean("frontier", arm, self.tests()[0]), default=None)
+        arms = self.known.get("frontier", {})
+        return max(sorted(arms.keys() - {W0}), key=lambda arm: self.accuracy("frontier", arm, arms[arm]), default=None)
 
     def baselines(self) -> list[str]:
-        """w = 0, and the best of the negatives without anything else, of those in the factorial."""
+        """w = 0, and the best of the negatives without anything else, of those in the factorial, by the seeds that all have."""
         arms = self.known["factorial"]
         plain = [arm for arm in arms if arm in FRONTIER and arm != W0]
-        return [W0] * (W0 in arms) + ([max(plain, key=lambda arm: self.mean("factorial", arm, self.tests()[0]))] if plain else [])
+        if seeds := set.intersection(*(set(arms[arm]) for arm in plain)) if plain else ():
+            plain = [max(plain, key=lambda arm: self.accuracy("factorial", arm, seeds))]
+        return [W0] * (W0 in arms) + plain[:1]
 
     def paired(self, arm: str, base: str, test: str, measure: str) -> tuple[float, float, float] | None:
         """The mean of `difference` over the seeds that both have, and its 90% interval."""
@@ -90,7 +93,7 @@ class Report:
     # ---- tables ------------------------------------------------------------------------------------------------------
 
     def write(self) -> None:
-        text = "\n".join([f"Measured on {self.kind}, fp32.", "", *self.frontier(), *self.factorial(), *self.differences()]) + "\n"
+        text = "\n".join([f"Measured on {self.kind}.", "", *self.frontier(), *self.factorial(), *self.differences()]) + "\n"
         write_text(self.folder / "experiment.md", text)
         if self.docs:
             if "frontier" in self.known:

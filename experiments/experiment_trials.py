@@ -33,8 +33,8 @@ from utils.runtime.records import Record, State
 W = (0.25, 0.5, 1.0)
 W0, FAR = "w0", "far w0.5"
 CONE = ("variety.cone=0.7", "variety.cone_noise=contexts", "variety.cone_bound=safe")
-BAND = "align.band=0.25,0.6"  # of the included generator's faces some four in five
-LOST, FILTERED = 1.05, 1.3  # times as many identities are drawn: those that lose a face, or many to the band, are left out
+BAND = "align.band=0.2,0.6"  # of the included generator's faces at w = 0 six in seven
+LOST, SPARE = 1.05, 1.3  # times as many identities are drawn: those that lose a face, or many to the band, are left out
 REAL = {"fr.minimum_images": 4, "fr.images_per_identity": 20}  # who of LFW is in the ceiling
 
 # What two cores do in a second, at worst and at best: GFLOP of the generator in fp32 and of training; images.
@@ -43,13 +43,11 @@ RATES = {"draw": (150, 450), "align": (30, 100), "embed": (90, 400), "train": (8
 
 @dataclass(frozen=True)
 class Arm:
-    """What makes a set of images: settings of stages 1 to 3; whether a band filter chooses among more images (or does so in
-    an arm of the same settings, which shares them)."""
+    """What makes a set of images: settings of stages 1 to 3, and whether a band filter chooses among them."""
 
     name: str
     settings: tuple[str, ...] = ()
     band: bool = False
-    more: bool = False
 
     @property
     def is_guided(self) -> bool:
@@ -65,7 +63,7 @@ FRONTIER = {arm.name: arm for arm in (
 
 def factorial(best: str | None) -> list[Arm]:
     """{w = 0, Far} x {plain, perturbed} x {no filter, band}; w per image and annealing; `best`, another plain negative."""
-    arms = [Arm(", ".join([base, *["perturbed"] * cone, *["band"] * band]), FRONTIER[base].settings + CONE * cone, band, True)
+    arms = [Arm(", ".join([base, *["perturbed"] * cone, *["band"] * band]), FRONTIER[base].settings + CONE * cone, band)
             for base, cone, band in product((W0, FAR), (False, True), (False, True))]
     arms.append(Arm("far w0..1", ("negatives.strategy=far", "guidance.w=1", "variety.w=uniform")))
     arms += [Arm(f"{base}, annealed", (*FRONTIER[base].settings, "variety.annealing=0.1")) for base in (W0, FAR)]
@@ -110,6 +108,8 @@ class Laboratory:
             raise UserError(f"verify.lfw_faces: {len(folders)} folders for {len(lists)} pair lists; give LFW's pairs first, then "
                             "those of other test sets, and a folder of aligned faces for each")
         for folder in folders:
+            if folders.count(folder) > 1:
+                raise UserError(f"verify.lfw_faces: names {folder} twice; give each pair list a test set of its own")
             require_file(places.alignment_record(Path(folder)), "verify.lfw_faces", "align it first: make lfw, or align.py")
         pairs, same = read_lfw_pairs(lists[0])
         held_out = list(zip(pairs, same, strict=True))[-(len(pairs) // 5):]
@@ -133,23 +133,24 @@ class Laboratory:
     # ---- what decides a trial ----------------------------------------------------------------------------------------
 
     def drawn(self, trial: Trial) -> Images:
-        """The images that a trial chooses from."""
-        more, each = (FILTERED, self.spare) if trial.arm.more else (LOST, 1)
+        """The images that a trial chooses from; those of one seed of the factorial all have the same noise, and lose alike."""
+        more, each = (SPARE, self.spare) if trial.part == "factorial" else (LOST, 1)
         return Images(math.ceil(more * trial.images.identities), math.ceil(each * trial.images.each))
 
     def arguments(self, trial: Trial) -> list[str]:
         """Of every stage."""
         drawn, seed = self.drawn(trial), trial.seed
         chosen = ["--preset", "experiment", *self.given, *trial.arm.settings, f"contexts.seed={seed}", f"sampling.seed={seed}",
-                  f"fr.seed={seed}", f"sampling.identities={drawn.identities}", f"sampling.images_per_identity={drawn.each}"]
+                  f"fr.seed={seed}", f"sampling.identities={drawn.identities}", f"sampling.images_per_identity={drawn.each}",
+                  "fr.keep_list=", "fr.leave_out=", "scores.identities=0", "scores.images_per_identity=0"]
         if trial.arm is CEILING:
-            source = self.real
+            source, number = self.real, ""
             chosen += [f"fr.identities={self.real_people(len(trial.images))}", *(f"{name}={n}" for name, n in REAL.items())]
         else:
             config = load_config("", arguments=chosen)
             chosen.append(f"contexts.name=experiment-seed{seed}-{short(asdict(config.contexts), self.weights[-1])}")
-            # how many are drawn does not decide them: with more to spare, the images that are there stay
-            sampling = replace(config.sampling, identities=1, images_per_identity=1)
+            # how many are drawn decides no image, but which ones a trial chooses from
+            sampling, number = replace(config.sampling, identities=1, images_per_identity=1), f"-{drawn}"
             source = short(*map(asdict, (config.contexts, config.negatives, config.guidance, config.variety, sampling)),
                            config.align.template, config.align.minimum_face, self.weights, self.kind)
         config = load_config("", arguments=chosen)
@@ -157,7 +158,7 @@ class Laboratory:
                        source, [BAND, self.selector] if trial.arm.band else "")
         if trial.arm is CEILING:
             chosen += [f"fr.images={self.verify.lfw_faces[0]}", f"fr.leave_out={self.people}"]
-        run = f"{slug(trial.arm.name.removesuffix(', band'))}-seed{seed}-{source[:8]}"
+        run = f"{slug(trial.arm.name.removesuffix(', band'))}-seed{seed}-{source[:8]}{number}"
         others = ",".join(self.verify.lfw_pairs[1:])
         return [*chosen, f"paths.run=experiment/runs/{run}", f"fr.name={recipe}",
                 f"align.keep_identities={trial.images.identities}", f"align.keep_images={trial.images.each}",
@@ -251,7 +252,8 @@ def require_all(trial: Trial, aligned: Path) -> None:
         kept = 0
     if kept < len(trial.images):
         raise TooFewError(f"{trial.arm.name}, seed {trial.seed}: {kept} of {len(trial.images)} images are left"
-                          + (f" by {BAND}; raise --spare" if trial.arm.band else ", other faces were not found"))
+                          + (f" by {BAND}" if trial.arm.band else ", other faces were not found")
+                          + ("; raise --spare" if trial.part == "factorial" else ""))
 
 
 def slug(name: str) -> str:
