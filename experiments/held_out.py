@@ -180,25 +180,26 @@ def table_of_sexes(drawn: dict[str, tuple[np.ndarray, np.ndarray]], is_woman: di
     """FDR of women among women and of men among men, from the first IMAGES of each, with and without Far."""
     rows = []
     for sex, wanted in (("women", True), ("men", False)):
-        people, cells, resampled = sum(one == wanted for one in is_woman.values()), [], {}
-        if people < 2:  # nobody to be told apart from
+        cells, resampled = [], {}
+        people = [name for name, one in is_woman.items() if one == wanted and all(name in labels for _, labels in drawn.values())]
+        if len(people) < 2:  # nobody to be told apart from
             continue
         for run, (found, labels) in drawn.items():
             place = np.arange(len(labels)) - np.searchsorted(labels, labels)
-            chosen = np.array([is_woman[name] == wanted for name in labels]) & (place < IMAGES)
+            chosen = np.isin(labels, people) & (place < IMAGES)
             own = found[chosen], labels[chosen]
             value = scores.metrics(scores.score_distributions(*own))["fdr"]
             resampled[run] = value, scores.bootstrap(*own, REPLICATES)["fdr"]
             cells.append(f"{value:.3f}{span(scores.interval(resampled[run][1]), 2)}")
         (base, bases), (value, values) = resampled["w0"], resampled["far"]
-        rows.append([sex, str(people), *cells,
+        rows.append([sex, str(len(people)), *cells,
                      f"{value / base:.2f}{span(scores.interval(values / bases), 2)}"])
     return markdown(("", "people", *(f"FDR, {run}" for run in drawn), "FDR ratio"), rows)
 
 
 def table_against_real(drawn: np.ndarray, labels: np.ndarray, people: People, real: np.ndarray) -> str:
     """Coverage, recall and Frechet distance of what is drawn with w = 0, for each folder's people and for all of them; the
-    distance also of unlimited numbers of faces, from all there are.
+    distance also without what few faces add to it, from all there are.
 
     Args:
         drawn, labels: embeddings [N, D], and the name of each one's person [N].
@@ -214,10 +215,12 @@ def table_against_real(drawn: np.ndarray, labels: np.ndarray, people: People, re
         own = np.isin(people.sources[owners], sources)
         halves = variety.halves(real[own], numbers[owners[own]])
         figures, of_halves = variety.against_real(drawn[chosen], labels[chosen], halves)
-        unlimited, floor = (variety.unlimited_frechet_distance(*sets) for sets in ((drawn[chosen], real[own]), halves))
+        # of which the photographs' halves are too few in a single folder
+        unlimited = [f"{variety.unlimited_frechet_distance(*sets):.3f}" for sets in ((drawn[chosen], real[own]), halves)
+                     if min(map(len, sets)) >= 2 * real.shape[1]]
         rows.append([name, f"{chosen.sum():,}", f"{own.sum():,}", *(
             f"{figures[one]:.3f}" + (span(variety.half_sample_interval(figures[one], of_halves[one]), 3) if of_halves else "")
-            + f", real {figures[f'real_{one}']:.3f}" for one in variety.AGAINST_REAL), f"{unlimited:.3f}, real {floor:.3f}"])
+            + f", real {figures[f'real_{one}']:.3f}" for one in variety.AGAINST_REAL), ", real ".join(unlimited)])
     return markdown(("held-out people of", "generated", "real faces", "coverage", "recall", "Frechet distance",
                      "of unlimited numbers"), rows)
 

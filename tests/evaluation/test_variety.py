@@ -18,6 +18,7 @@ from utils.evaluation.variety import (
     half_sample_interval,
     halves,
     resampled_mean,
+    unit_rows,
     unlimited_frechet_distance,
     within_identity,
 )
@@ -145,6 +146,9 @@ def test_an_unlimited_frechet_distance_is_without_what_few_samples_add():
     many = random.normal(size=(100_000, 16)), random.normal(size=(100_000, 16)) + 1.5 * direction
     true = frechet_distance(*(rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in many))
     assert unlimited_frechet_distance(a, other) == pytest.approx(true, rel=0.1)
+
+    a, b = random.normal(size=(2000, 64)), random.normal(size=(150, 64))  # a line through parts of them ends at -0.06
+    assert abs(unlimited_frechet_distance(a, b)) < frechet_distance(unit_rows(a), unit_rows(b)) / 4
 
 
 def test_halves_share_nobody():

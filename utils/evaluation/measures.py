@@ -35,6 +35,7 @@ def measure(folder: Path, embeddings: np.ndarray, labels: np.ndarray, real: vari
     Raises:
         UserError: a row is zero or not finite, there is no genuine or no impostor pair, or there are too few real faces.
     """
+    (folder / "bootstrap.npz").unlink(missing_ok=True)  # of other faces, of which there were few
     distributions, names = scores.score_distributions(embeddings, labels, device), np.unique(labels)
     within, images_each = variety.within_identity(embeddings, labels)
     metrics = scores.metrics(distributions) | {name: float(np.nanmean(values)) for name, values in within.items()}

@@ -19,7 +19,7 @@ MOST_FACES = 10_000  # of each kind: coverage and recall take three float64 matr
 HALVINGS = 20  # random ways to part the identities in two, for intervals of what is measured against real faces
 T_QUANTILE = 1.729  # 95% of Student's t with HALVINGS - 1 degrees of freedom
 AGAINST_REAL = ("coverage", "recall", "frechet")
-PARTS, DRAWS = (0.3, 0.475, 0.65, 0.825, 1.0), 10  # of both sets, and how often each part is drawn: unlimited_frechet_distance
+DRAWS = 20  # of both sets anew: unlimited_frechet_distance
 
 Halves = tuple[np.ndarray, np.ndarray]
 
@@ -172,23 +172,20 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def unlimited_frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """The Frechet distance of two sets [N, D] and [M, D], extrapolated to unlimited N and M.
+    """The Frechet distance of two sets [N, D] and [M, D], without what it is too high by for want of samples.
 
-    Few samples look farther apart, by an excess that falls as 1/N + 1/M (Chong, Forsyth, arXiv 1911.07023): a line through the
-    distances of random parts of both sets is followed to zero. It may come out below zero by chance.
+    Sets drawn anew from these, with repetition, look farther apart than these by about as much as these do than what they were
+    drawn from (the bootstrap's estimate of bias: Efron, Tibshirani 1993, chapter 10). Of Gaussians like face embeddings (D =
+    128) it was right to 0.01 for N, M >= 2 D, and up to 0.1 too high below that. It may come out below zero by chance.
 
     Args:
         a, b: of any norm; unit rows are compared.
     Raises:
         UserError: a row is zero or not finite.
     """
-    a, b = unit_rows(a), unit_rows(b)
-    random, excess, distances = np.random.default_rng(0), [], []
-    for part in np.repeat(PARTS, DRAWS):
-        chosen = [rows[random.permutation(len(rows))[: int(part * len(rows))]] for rows in (a, b)]
-        excess.append(sum(1 / len(rows) for rows in chosen))
-        distances.append(frechet_distance(*chosen))
-    return float(np.polynomial.Polynomial.fit(excess, distances, 1)(0.0))
+    a, b, random = unit_rows(a), unit_rows(b), np.random.default_rng(0)
+    anew = [frechet_distance(*(rows[random.integers(len(rows), size=len(rows))] for rows in (a, b))) for _ in range(DRAWS)]
+    return 2 * frechet_distance(a, b) - float(np.mean(anew))
 
 
 def _mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
