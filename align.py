@@ -43,7 +43,7 @@ from utils.runtime import ranks as distributed
 from utils.runtime.errors import UserError, run_script
 from utils.runtime.files import require_file
 from utils.runtime.progress import StageBar, announce
-from utils.runtime.records import Record, decided
+from utils.runtime.records import Record, decided, noted
 
 BATCH = 64  # images detected together
 SAVE_SECONDS = 10  # between two writings of the failures
@@ -116,7 +116,8 @@ def main() -> None:
         every = {identity: [outputs[image] for image in images] for identity, images in folders.items()}
         eligible = faces_in_band(band, aligned, every, faces, settings.keep_images)
         kept = keep(eligible, settings.keep_identities, settings.keep_images)
-        write_kept(aligned, kept)
+        # what was kept by which settings; another selection of the same faces replaces it
+        write_kept(aligned, kept, config=asdict(config), selected_by=band and band.decides["contexts.recogniser"])
         write_cards(run)
         print(closing_line(aligned, faces, len(outputs), eligible, kept, settings.keep_images, len(others)))
         tell_misplaced(root)
@@ -151,6 +152,9 @@ def read_band(config: Config, folders: Mapping[str, Sequence[Path]], device: tor
     content = identity_contexts.digest(ids, contexts)
     if not settings.images and decided(places.run_record(run), ("contexts",), "run sample.py")["contexts"] != content:
         raise UserError(f"{file}: holds other contexts than those of {run}; give the settings `contexts` of that run")
+    if noted(file.with_suffix(".json"), "decides", {}).get("contexts.recogniser", digest) != digest:
+        raise UserError(f"contexts.recogniser: {recogniser} is another recogniser than that of which {file} are the contexts; "
+                        "give that one, or turn align.band off")
     if unknown := folders.keys() - set(ids):
         raise UserError(f"align.band: '{min(unknown)}' is no identity of {file}; give the contexts of these images "
                         "(contexts.name), or turn align.band off")

@@ -37,7 +37,7 @@ from utils.runtime.errors import UserError, run_script
 from utils.runtime.figures import save_figure
 from utils.runtime.files import read_json, write_text
 from utils.runtime.progress import announce
-from utils.runtime.records import Record
+from utils.runtime.records import Record, noted
 
 REPLICATES = 1000  # of the identities, for the 90% intervals
 FACE_SIZE, HISTOGRAMS_SIZE = 3000, 3.3e6  # bytes: a face's embedding (512-d) and path; two histograms
@@ -83,6 +83,9 @@ def score(run: Path, config: Config, scorer: Scorer, real: variety.Halves | None
     settings, folder, aligned = config.scores, places.scores(run, config), places.aligned(run)
     kept = select(read_kept(aligned), settings.identities, settings.images_per_identity)
     decides = scorer.decides(kept, alignment_setting(aligned, "template"))
+    if noted(places.alignment_record(aligned), "selected_by") == scorer.digest:
+        raise UserError(f"scores.recogniser: has selected the faces of {aligned} (align.band), and what it selects it cannot "
+                        "judge; give another")
     record = Record(folder / "scores.json", {**decides, "replicates": REPLICATES, "scores.real": real_digest},
                     target=folder / "metrics.json")
     with record.making(folder / "embeddings.npz", folder / "histograms.npz", config=asdict(config)) as is_new:

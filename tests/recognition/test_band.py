@@ -46,3 +46,9 @@ def test_the_first_images_are_measured_and_counted_before_the_others(tmp_path, m
     wider = Band(-1, 1, contexts, lambda faces: pytest.fail("embedded again"), {})
     assert wider.outside(FACES, found, tmp_path / "cosines.npz", 3) == {}
     assert "3 of the first 4 images" in capsys.readouterr().out
+
+    # an image without a face is gone: the others' turns change, their cosines do not
+    images = {name: [face for face in faces if str(face) != "a/1"] for name, faces in FACES.items()}
+    assert in_turns(images) != [face for face in in_turns(FACES) if str(face) != "a/1"]
+    again = Band(0.4, 0.65, contexts, lambda faces: pytest.fail("embedded again"), {})
+    assert again.outside(images, found, tmp_path / "cosines.npz", 3) == told

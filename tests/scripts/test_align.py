@@ -21,6 +21,7 @@ from utils.faces.aligned import read_aligned, read_kept
 from utils.faces.template import ARCFACE, TEMPLATES, similarity_transform
 from utils.identities import contexts as identity_contexts
 from utils.runtime.errors import UserError
+from utils.runtime.files import read_json
 
 ROOT = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("SHARED_DIR", ROOT / ".." / "shared"))
@@ -269,6 +270,12 @@ def listed(aligned: Path) -> dict[str, str]:
         return {f"{row['identity']}/{row['image']}": row["reason"] for row in csv.DictReader(file)}
 
 
+def selection(aligned: Path) -> tuple:
+    """The band by which the faces were selected, and its recogniser, by their record."""
+    record = read_json(aligned / "align.json")
+    return record["config"]["align"]["band"], record["selected_by"]
+
+
 def test_faces_outside_the_band_are_listed_and_not_kept(banded):
     aligned, _ = banded()
     everyone, cosines = read_kept(aligned), cosines_by_hand(aligned)
@@ -297,11 +304,13 @@ def test_faces_outside_the_band_are_listed_and_not_kept(banded):
 def test_another_band_takes_no_embedding_and_none_leaves_no_list(banded, images):
     aligned, _ = banded("align.band=-1,1")
     assert listed(aligned) == {} and sum(Colours.seen) == 6
+    assert selection(aligned) == ([-1, 1], published.backbone_digest(images.parent / "contexts.pt"))
     kept = read_kept(aligned)
     banded("align.band=0.99999,1")
     assert len(listed(aligned)) > 0 and sum(Colours.seen) == 6
     banded()
     assert not (aligned / "outside_band.csv").exists() and read_kept(aligned) == kept
+    assert selection(aligned) == ([], None)
     save(images / "Cy" / "1.png", draw_face(250, skin=(120, 90, 70)))
     banded("align.band=-1,1")
     assert sum(Colours.seen) == 6 + 7
@@ -316,6 +325,10 @@ def test_what_the_band_cannot_be_told_by_is_said_before_anything_is_aligned(band
     refused("nowhere.ckpt: .*contexts.recogniser.*is not included", "contexts.recogniser=nowhere.ckpt")
     refused("scores.recogniser: is contexts.recogniser too", f"scores.recogniser={images.parent / 'contexts.pt'}")
     refused("theirs.npz: no such file", "contexts.name=theirs")
+    record = images.parent / "out" / "contexts" / "mine.json"
+    record.write_text('{"decides": {"contexts.recogniser": "0"}}')
+    refused("contexts.pt is another recogniser than that of which .*mine.npz are the contexts")
+    record.write_text(f'{{"decides": {{"contexts.recogniser": "{published.backbone_digest(images.parent / "contexts.pt")}"}}}}')
     save(images / "Dee" / "0.png", draw_face(64))
     refused("align.band: 'Dee' is no identity of .*mine.npz")
 

@@ -12,6 +12,7 @@ from PIL import Image
 import plot_distributions
 import verify_fr
 from models.backbones import MobileFaceNet
+from models.published import backbone_digest
 from tests.running import run
 from utils.evaluation import all_pairs
 from utils.evaluation.variety import against_real, halves, within_identity
@@ -22,6 +23,7 @@ from utils.recognition import scorer
 from utils.recognition.embedding import embed as embedding
 from utils.runtime.errors import UserError
 from utils.runtime.files import write_bytes, write_json, write_text
+from utils.runtime.records import note
 
 PEOPLE, IMAGES = 12, 3
 
@@ -136,8 +138,20 @@ def test_scores_are_kept_until_the_faces_change(output, settings):
     run(plot_distributions, *settings, "scores.identities=11", "scores.images_per_identity=2")
     smaller = json.loads(metrics.read_text())
     assert (smaller["identities"], smaller["images"]) == (11, 22)
+    assert len(np.load(metrics.with_name("bootstrap.npz"))["identities"]) == 11
+    run(plot_distributions, *settings, "scores.identities=9")  # too few to resample: no interval of others is left
+    assert not metrics.with_name("bootstrap.npz").exists()
     run(plot_distributions, *settings)
     assert json.loads(metrics.read_text())["fdr"] == json.loads(text)["fdr"]
+
+
+def test_what_selected_the_faces_does_not_score_them(output, settings):
+    record = output / "run" / "aligned" / "align.json"
+    before = record.read_text()
+    note(record, selected_by=backbone_digest(output / "recogniser.pth"))
+    with pytest.raises(UserError, match="scores.recogniser: has selected the faces of .*aligned .align.band., and what"):
+        run(plot_distributions, *settings)
+    record.write_text(before)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 import csv
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -86,11 +87,11 @@ def keep(faces: Mapping[str, Sequence[Path]], identities: int, images: int) -> d
     return select({name: files for name, files in faces.items() if len(files) >= max(images, 1)}, identities, images)
 
 
-def write_kept(aligned: Path, kept: Mapping[str, Sequence[Path]]) -> None:
-    """Write the kept selection: kept.csv in the folder of aligned faces, whose record notes what is in it."""
+def write_kept(aligned: Path, kept: Mapping[str, Sequence[Path]], **about: Any) -> None:
+    """Write the kept selection: kept.csv in the folder of aligned faces, whose record notes what is in it, and `about`."""
     file = aligned / "kept.csv"
     write_csv(file, KEPT_COLUMNS, [(name, image.name) for name, images in kept.items() for image in images])
-    note(places.alignment_record(aligned), kept=file_digest(file))
+    note(places.alignment_record(aligned), kept=file_digest(file), **about)
 
 
 def read_kept(aligned: Path) -> dict[str, list[Path]]:

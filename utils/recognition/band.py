@@ -45,27 +45,28 @@ class Band:
         Raises:
             UserError: the recogniser is not the contexts', by the width of its embeddings.
         """
-        order, known = in_turns(images), {face for files in found.values() for face in files}
-        faces, first = [face for face in order if face in known], sum(face in known for face in order[:FIRST])
-        record = Record(file.with_suffix(".json"), {**self.decides, "faces": listing(found)}, target=file)
+        faces = [face for files in found.values() for face in files]  # in whose order they are kept: it is the listing's
+        known, order = set(faces), in_turns(images)
+        first, rest = ([face for face in part if face in known] for part in (order[:FIRST], order[FIRST:]))
+        record = Record(file.with_suffix(".json"), {**self.decides, "faces in order": listing(found)}, target=file)
         with record.making() as is_new:
-            cosines = self.cosines(faces[:first]) if is_new else read_npz(file, ("cosines",))["cosines"]
-            inside = sum(self.reason(cosine) is None for cosine in cosines[:first])
+            cosines = self.cosines(first) if is_new else dict(zip(faces, read_npz(file, ("cosines",))["cosines"], strict=True))
+            inside = sum(self.reason(cosines[face]) is None for face in first)
             print(f"align.band: {estimate(inside, min(FIRST, len(order)), wanted)}")
             if is_new:
-                cosines = np.concatenate([cosines, self.cosines(faces[first:])])
-                write_npz(file, cosines=cosines)
-        return {face: reason for face, cosine in zip(faces, cosines, strict=True) if (reason := self.reason(cosine))}
+                cosines |= self.cosines(rest)
+                write_npz(file, cosines=np.array([cosines[face] for face in faces]))
+        return {face: reason for face in faces if (reason := self.reason(cosines[face]))}
 
-    def cosines(self, faces: Sequence[Path]) -> np.ndarray:
-        """Each face's cosine to its identity's context: [N] float64."""
+    def cosines(self, faces: Sequence[Path]) -> dict[Path, float]:
+        """Each face's cosine to its identity's context."""
         if not faces:
-            return np.empty(0)
+            return {}
         contexts, embeddings = np.stack([self.contexts[face.parent.name] for face in faces]), self.embed(faces)
         if embeddings.shape != contexts.shape:
             raise UserError(f"contexts.recogniser: its embeddings are {embeddings.shape[1]} wide, the contexts are "
                             f"{contexts.shape[1]}; give the recogniser that the contexts are of, or turn align.band off")
-        return np.vecdot(normalise(embeddings), contexts, dtype=np.float64)
+        return dict(zip(faces, np.vecdot(normalise(embeddings), contexts, dtype=np.float64), strict=True))
 
     def reason(self, cosine: float) -> str | None:
         """Why a face is not kept; None: it is."""
