@@ -152,7 +152,8 @@ def read_band(config: Config, folders: Mapping[str, Sequence[Path]], device: tor
     content = identity_contexts.digest(ids, contexts)
     if not settings.images and decided(places.run_record(run), ("contexts",), "run sample.py")["contexts"] != content:
         raise UserError(f"{file}: holds other contexts than those of {run}; give the settings `contexts` of that run")
-    if noted(file.with_suffix(".json"), "decides", {}).get("contexts.recogniser", digest) != digest:
+    made = noted(file.with_suffix(".json"), "decides")
+    if isinstance(made, dict) and made.get("contexts.recogniser", digest) != digest:
         raise UserError(f"contexts.recogniser: {recogniser} is another recogniser than that of which {file} are the contexts; "
                         "give that one, or turn align.band off")
     if unknown := folders.keys() - set(ids):

@@ -13,7 +13,6 @@ Writes  <run>/scores/<recogniser>/: embeddings.npz, histograms.npz, metrics.json
 if __name__ == "__main__":
     from utils.runtime.errors import listen
     listen()  # the imports take seconds
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -56,11 +55,14 @@ def main() -> None:
     # score every run that has no scores yet
     scorer = Scorer(load_backbone(config.scores.recogniser, "scores.recogniser"), backbone_digest(config.scores.recogniser),
                     device)
-    real = real_faces(Path(config.scores.real), places.real_embeddings(config), scorer) if config.scores.real else (None, "")
+    templates = {alignment_setting(places.aligned(folder), "template") for folder in folders}
+    real = (None, "")
+    if config.scores.real:
+        real = real_faces(Path(config.scores.real), places.real_embeddings(config), scorer, templates)
     results = [score(folder, config, scorer, *real) for folder in dict.fromkeys(folders)]
 
     # the paper's rows beside ours, and how images vary; one plot
-    together = Path(os.path.commonpath([folder.parent for folder in folders])) if config.scores.overlay else folders[0]
+    together = places.around(folders) if config.scores.overlay else folders[0]
     target = places.scores(together, config)
     table, of_variety = score_table(results), variety_table(results)
     if config.scores.overlay:

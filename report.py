@@ -44,7 +44,7 @@ def main() -> None:
     sys.argv[1:] = [argument for before, argument in given if argument not in names or before == "--preset"]
     config = load_config(__doc__, reads=("paths", "scores"))
     folders = [find(name, config) for name in names or [os.path.relpath(places.run_folder(config), config.paths.output)]]
-    together = Path(os.path.commonpath([folder.parent for folder in folders])) if len(folders) > 1 else folders[0]
+    together = places.around(folders) if len(folders) > 1 else folders[0]
 
     runs, pictures = read(folders, together, config), Pictures()
     scored = [run for run in runs if run.metrics]
@@ -74,7 +74,7 @@ def read(folders: Sequence[Path], together: Path, config: Config) -> list[Run]:
     runs = []
     for folder in dict.fromkeys(folders):
         file = places.scores(folder, config) / "metrics.json"
-        name = str(folder.relative_to(together)) if folder != together else folder.name
+        name = os.path.relpath(folder, together) if folder != together else folder.name
         runs.append((name, folder, stages(folder, config), table(read_json(file)) if file.is_file() else {}))
     runs.sort(key=lambda run: not Run("", 0, *run[1:]).unguided)
     return [Run(name, place, *rest) for place, (name, *rest) in enumerate(runs)]
@@ -93,11 +93,11 @@ def metric_table(runs: Sequence[Run], config: Config) -> dict:
         if run is not first:
             values["ratio"] = values.get("fdr", math.nan) / (number(first.metrics.get("fdr")) or math.nan)
             limits["ratio"] = ratio_interval(*(places.scores(one.folder, config) for one in (first, run)))
-        rows.append({"run": run, "name": run.name, "values": values, "limits": limits})
         of_paper, base = row_of_paper(run), row_of_paper(first)
+        rows.append({"run": run, "name": run.name, "values": values, "limits": limits,
+                     "paper_fdr": SCORES[of_paper][-1] if of_paper else None})
         if of_paper:
             ratio = {"ratio": SCORES[of_paper][-1] / SCORES[base][-1]} if base and run is not first else {}
-            rows[-1]["paper_fdr"] = SCORES[of_paper][-1]
             rows.append({"run": None, "name": f"paper: {of_paper}", "limits": {},
                          "values": dict(zip(SCORE_COLUMNS, SCORES[of_paper], strict=True)) | ratio})
     rows += [{"run": None, "name": "real faces", "values": real, "limits": {}}] if real else []

@@ -43,7 +43,7 @@ from utils.runtime.errors import UserError, run_script
 from utils.runtime.figures import contact_sheet
 from utils.runtime.files import array_digest, file_digest
 from utils.runtime.progress import StageBar, announce
-from utils.runtime.records import Record
+from utils.runtime.records import Record, noted
 from utils.runtime.smaller_batches import SmallerBatches, read_smaller_batches
 
 CHOICES = {"negatives.strategy": (*STRATEGIES, "custom"), "guidance.rule": guidance.RULES,
@@ -64,7 +64,7 @@ def main() -> None:
     # the run's record: a folder begun with other settings is refused
     record = Record(places.run_record(run), sampler.decides, "paths.run", contents=places.samples(run), may_change={
         f"sampling.{name}": getattr(sampling, name) for name in ("identities", "images_per_identity")})
-    ranks.on_main(lambda: record.begin(config=asdict(config)))
+    ranks.on_main(lambda: record.begin(config=asdict(config) | contexts_as_made(config, sampler.decides["contexts"])))
 
     # what is left to draw: an image is always drawn among the same neighbours, so that it is the same to the last bit
     # whatever was done before and however many ranks there are
@@ -97,6 +97,13 @@ def main() -> None:
             print(f"{len(smaller)} of {len(sampler.batches)} batches were drawn in parts of {min(smaller.values())} images "
                   f"or more for lack of memory: {run / 'smaller_batches-*.json'}")
     ranks.close()
+
+
+def contexts_as_made(config: Config, digest: str) -> dict[str, Any]:
+    """The settings `contexts` that the contexts of that digest were made with: later stages may know them by name alone."""
+    record = places.contexts_file(config).with_suffix(".json")
+    made = noted(record, "config") if noted(record, "digest") == digest else None
+    return {"contexts": made["contexts"]} if isinstance(made, dict) and isinstance(made.get("contexts"), dict) else {}
 
 
 class Sampler:
@@ -180,7 +187,7 @@ class Sampler:
         w = guidance.W_PER_IMAGE[self.config.variety.w](self.config.guidance.w, u)
         if not isinstance(w, torch.Tensor):
             return w
-        return w.float().to(self.device) if w.any() else 0.0
+        return w.float().to(self.device) if self.config.guidance.w > 0 else 0.0  # whatever the others of a batch drew
 
     def annealing(self, images: list[torch.Tensor]) -> Callable | None:
         """What is done to contexts along t; None: nothing."""

@@ -110,7 +110,7 @@ def main() -> None:
         write_safetensors(folder / "first_stage_encoder.safetensors", encoder)
         write_safetensors(folder / "first_stage_decoder.safetensors", decoder)
         print(f"{folder}: first_stage_encoder.safetensors, first_stage_decoder.safetensors; {training.step} steps, "
-              f"pixel error {-training.best:.4f} at best; look at {folder / 'autoencoder.png'}")
+              f"pixel error {training.log[-1]['pixel_error']:.4f}; look at {folder / 'autoencoder.png'}")
     ranks.close()
 
 

@@ -44,7 +44,7 @@ from utils.training.loop import Budget, Training
 
 DROPOUT, MOMENTUM, WEIGHT_DECAY, GRADIENT_CLIP = 0.4, 0.9, 5e-4, 5.0  # the paper's
 AUGMENTED = 1024  # images augmented together: those with the same operation and magnitude are one call
-PATIENCE, EARLY_STOP = 4, 6  # epochs without a better score: the learning rate falls to a tenth; training ends
+PATIENCE, EARLY_STOP = 4, 6  # epochs without a better score: at one more the learning rate falls to a tenth; training ends
 
 
 def main() -> None:

@@ -49,15 +49,18 @@ def main() -> None:
 
     # pairs of images: the .bin benchmarks, and what is made of folders of faces
     results, counts, of_all_pairs = {}, {}, {}
-    for name, stem in BENCHMARKS.items():
-        if settings.bins and (bin_file := Path(settings.bins) / f"{stem}.bin").is_file():
-            images, same = read_bin(bin_file)
-            embeddings = mirror_sum(embed_both(images, read=decode))
-            results[name] = ten_fold(embeddings[0::2], embeddings[1::2], same, bin_file)
-            counts[name] = {"pairs": len(same)}
-    if settings.bins and not results:
+    bins = {name: bin_file for name, stem in BENCHMARKS.items()
+            if settings.bins and (bin_file := Path(settings.bins) / f"{stem}.bin").is_file()}
+    if settings.bins and not bins:
         raise UserError(f"{settings.bins}: holds none of {', '.join(f'{stem}.bin' for stem in BENCHMARKS.values())}; give "
                         "the folder with insightface's benchmarks (verify.bins)")
+    if twice := sorted(bins.keys() & {item.name for item in lists}):
+        raise UserError(f"verify.lfw_pairs: {twice[0]} is in verify.bins too ({bins[twice[0]]}); leave one of them out")
+    for name, bin_file in bins.items():
+        images, same = read_bin(bin_file)
+        embeddings = mirror_sum(embed_both(images, read=decode))
+        results[name] = ten_fold(embeddings[0::2], embeddings[1::2], same, bin_file)
+        counts[name] = {"pairs": len(same)}
     for folder in dict.fromkeys(item.folder for item in (*lists, *sets)):
         here, sets_here = ([item for item in items if item.folder == folder] for items in (lists, sets))
         names = {name for item in (*here, *sets_here) for name in item.names()}

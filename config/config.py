@@ -190,8 +190,8 @@ class FR:
     batch_size: int = setting(32, "images per device; the paper's 128 are on each of 4 GPUs", minimum=2, paper=128)
     learning_rate: float = setting(0.1, "for a total batch of 512; it scales with the total batch", minimum=0.0, paper=0.1)
     milestones: tuple[int, ...] = setting((), "epochs after which the learning rate falls to a tenth (the paper's variant: "
-                                          "22,30,35); empty: after 4 epochs without a better score on held-out identities, "
-                                          "with an early stop after 6", unit="epochs", minimum=1, paper=())
+                                          "22,30,35); empty: at the 5th epoch without a better score on held-out identities, "
+                                          "with an early stop at the 6th", unit="epochs", minimum=1, paper=())
     seed: int = setting(0, "seed of weights, order and augmentation", minimum=0)
     is_original_train: bool = setting(False, "also write what DynUnc pruning needs: each image's probability of its class "
                                       "at every epoch, scores and keep-lists")

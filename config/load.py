@@ -162,7 +162,9 @@ def _parse(name: str, text: str, field: dataclasses.Field) -> Any:
     try:
         if typing.get_origin(kind) is tuple:
             item = typing.get_args(kind)[0]
-            return tuple(_parse_item(part.strip(), item) for part in text.strip("()[] ").split(",") if part.strip())
+            text = text.strip()
+            text = text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text  # a folder's name may end with a bracket
+            return tuple(_parse_item(part.strip(), item) for part in text.split(",") if part.strip())
         return _parse_item(text, kind)
     except (ValueError, KeyError):
         raise UserError(f"{name}: '{text}' is not {_kind(kind)}; the default is {_text(field.default)}") from None

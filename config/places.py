@@ -40,7 +40,14 @@ def negatives_name(config: Config) -> str:
 
 
 def negatives_file(config: Config) -> Path:
-    return contexts_file(config).with_name(f"{contexts_name(config)}.negatives-{negatives_name(config)}.npz")
+    file = contexts_file(config)
+    return file.with_name(f"{file.stem}.negatives-{negatives_name(config)}.npz")
+
+
+def around(folders: Sequence[Path]) -> Path:
+    """The folder that all these lie in; an absolute one where one of them is absolute."""
+    parents = [folder.parent for folder in folders]
+    return Path(os.path.commonpath([os.path.abspath(one) for one in parents] if any(map(Path.is_absolute, parents)) else parents))
 
 
 # ---- a run -----------------------------------------------------------------------------------------------------------

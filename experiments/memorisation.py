@@ -12,6 +12,7 @@ Writes  <output>/memorisation/memorisation.png, nearest.csv (the ten most simila
 Two measures stand beside it: how similar images of one real person are, and how similar held-out people, who cannot have
 been memorised, are to the nearest of the others. Faces that are reproduced would lie with the first, not the second.
 """
+import os
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from utils.faces.images import read_image
 from utils.faces.template import SIZE
 from utils.identities.contexts import normalise
 from utils.recognition.embedding import embed
+from utils.recognition.scorer import require_template
 from utils.runtime import ranks as distributed
 from utils.runtime.errors import UserError, run_script
 from utils.runtime.figures import contact_sheet, save_figure
@@ -55,7 +57,8 @@ def main() -> None:
         aligned = places.aligned(folder)
         files = [file for kept in read_kept(aligned).values() for file in kept]
         template = alignment_setting(aligned, "template", "run align.py")
-        name = str(folder.relative_to(output))
+        require_template(recogniser, ",".join(settings.faces), "arcface", {template})
+        name = os.path.relpath(folder, output)
         results[name], nearest = nearest_of(normalise(embed(recogniser, files, ranks.device, template)), trained)
         pairs += [(similarity, file, trained_rows[row])
                   for similarity, file, row in zip(results[name], files, nearest, strict=True)]

@@ -21,6 +21,7 @@ from config.config import Config, Guidance
 from models.prepacked import PREPACKED
 from models.published import backbone_digest, load_backbone
 from utils.diffusion import guidance, solvers, spacings
+from utils.diffusion.fitted import FITTED
 from utils.diffusion.latent_diffusion import LatentDiffusion, load_model, to_uint8
 from utils.diffusion.noise import gaussian
 from utils.evaluation import scores, variety
@@ -149,10 +150,13 @@ class Laboratory:
     def record(self, arm: str, candidate: Candidate, images: Images, scored: bool) -> Record:
         recognisers = {name: [backbone_digest(file), *(array_digest(half) for half in self.real.get(name, ()))]
                        for name, file in self.recognisers.items()} if scored else {}
+        deciding = {"align.minimum_face": self.config.align.minimum_face} if scored else {}
+        if candidate.solver == "fitted":
+            deciding["fitted"] = array_digest(np.concatenate(FITTED[candidate.steps]))
         file = places.solvers_folder(self.config) / arm / str(images) / f"{str(candidate).replace(' ', '-')}.npz"
         return Record(file.with_suffix(".json"), {
             **self.decides, "guidance": asdict(candidate.guidance(arm)), "solver": candidate.solver,
-            "timesteps": self.timesteps(candidate), "recognisers": recognisers}, target=file)
+            "timesteps": self.timesteps(candidate), "recognisers": recognisers, **deciding}, target=file)
 
     def is_made(self, arm: str, candidate: Candidate, images: Images, scored: bool) -> bool:
         return self.record(arm, candidate, images, scored).state() is State.DONE

@@ -85,7 +85,7 @@ def real_halves(config: Config, recognisers: Sequence[Path], device: torch.devic
     for file in recognisers:
         scorer = Scorer(load_backbone(file), backbone_digest(file), device)
         of_file = replace(config, scores=replace(config.scores, recogniser=str(file)))
-        found[file.stem], _ = real_faces(Path(config.scores.real), places.real_embeddings(of_file), scorer)
+        found[file.stem], _ = real_faces(Path(config.scores.real), places.real_embeddings(of_file), scorer, {"arcface"})
     return found
 
 

@@ -15,11 +15,12 @@ whose images are cut: more than CUT of the crop lies outside the image. A folder
 and is in neither list; its labels serve all the same.
 """
 import csv
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from config import places
 from config.load import load_config
@@ -93,7 +94,7 @@ def main() -> None:
         parts = {source: described(some(np.flatnonzero(np.isin(faces.labels, used[sources[used] == source])), DESCRIBED), read)
                  for source in whole}
         if config.scores.overlay:
-            parts |= {str(run.relative_to(config.paths.output)): described(aligned_files(run), read_aligned)
+            parts |= {os.path.relpath(run, config.paths.output): described(aligned_files(run), read_aligned)
                       for run in places.run_folders(config)}
         text += "\n" + table_of_people(described(labelled, read), own, parts)
     write_text(folder / "training_set.md", text)
@@ -137,8 +138,9 @@ def whom_to_leave_out(faces: TrainingFaces, embeddings: np.ndarray, is_cut: np.n
 def are_cut(faces: TrainingFaces) -> np.ndarray:
     """Which faces [N] bool have more than CUT of their crop outside the image."""
     def outside(file: Path, landmarks: np.ndarray) -> float:
-        with Image.open(file) as image:  # its size alone is read
-            return training_faces.part_outside(landmarks, image.height, image.width, training_faces.MARGIN)
+        with Image.open(file) as image:  # its size alone is read, as it is upright
+            size = (image.height, image.width)[:: -1 if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else 1]
+            return training_faces.part_outside(landmarks, *size, training_faces.MARGIN)
 
     return np.array([outside(*face) for face in zip(faces.files, faces.landmarks, strict=True)]) > CUT
 

@@ -245,6 +245,11 @@ def test_one_wrong_name_in_a_list_is_refused():
     assert refusal("extras.use=v,nois") == "extras.use: 'nois' is not one of its choices; did you mean noise?"
 
 
+def test_a_folder_in_a_list_may_end_with_a_bracket():
+    assert load("training.faces=data/lfw (copy)").training.faces == ("data/lfw (copy)",)
+    assert load("training.faces=(a, b)").training.faces == load("training.faces=[a,b]").training.faces == ("a", "b")
+
+
 def test_lists_of_paths_and_records_of_when_they_were_one_path(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert load("verify.lfw_pairs=~/pairs.txt, other.txt").verify.lfw_pairs == ("/home/me/pairs.txt", "other.txt")

@@ -72,6 +72,18 @@ def test_the_runs_that_are_compared_are_those_of_the_overlay():
     assert places.run_folders(load("paths.run=one")) == [Path("output/one")]
 
 
+def test_what_lies_around_runs_may_be_absolute(monkeypatch):
+    monkeypatch.chdir("/")
+    assert places.around([Path("output/demo/w0"), Path("output/demo/far")]) == Path("output/demo")
+    assert places.around([Path("output/demo/w0"), Path("/output/other/far")]) == Path("/output")
+
+
+def test_contexts_may_be_named_by_a_folder():
+    config = load("contexts.name=mine/v1.2")
+    assert places.contexts_file(config) == Path("output/contexts/mine/v1.2.npz")
+    assert places.negatives_file(config) == Path("output/contexts/mine/v1.2.negatives-far.npz")
+
+
 def test_a_backbone_of_ours_has_its_verification_beside_it():
     config = load("paths.output=out")
     ours, digest = Path("out/a/fr/b/backbone.safetensors"), "ab" * 32

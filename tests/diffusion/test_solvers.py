@@ -54,6 +54,22 @@ def test_ddpm_equals_diffusers_in_float64(steps):
     assert (ours - x_t).abs().max() < 1e-9
 
 
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing", "log_snr"])
+def test_the_last_step_of_ddpm_draws_no_noise(spacing):
+    """Some spacings end above t = 0; what comes out is the x_0 that is predicted there, for any of them."""
+    chosen, seen, called = timesteps(spacing, "ddpm", 20, linear_betas()), [], []
+
+    def denoise(x_t: torch.Tensor, t: int) -> torch.Tensor:
+        called.append((x_t, t))
+        return toy_denoise(x_t, t)
+
+    x_T = torch.randn(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    out = sample(denoise, x_T, "ddpm", chosen, lambda t: seen.append(t) or torch.ones(SHAPE, dtype=torch.float64))
+    assert seen == chosen[:-1]
+    (x_t, t), alpha_bar = called[-1], torch.cumprod(1 - linear_betas().double(), dim=0)[chosen[-1]]
+    torch.testing.assert_close(out, (x_t - (1 - alpha_bar).sqrt() * toy_denoise(x_t, t)) / alpha_bar.sqrt(), rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("steps", [1000, 200, 10])
 def test_ddim_equals_diffusers_in_float64(steps):
     x_T = torch.randn(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

@@ -186,7 +186,20 @@ def test_lfw_pairs_are_read_in_order(tmp_path):
     pairs, same = read_lfw_pairs(tmp_path / "pairs.txt")
     assert pairs[0] == ("Ann_Lee/Ann_Lee_0001", "Ann_Lee/Ann_Lee_0004")
     assert pairs[3] == ("Bo/Bo_0001", "Cy_El/Cy_El_0020")
-    assert same.tolist() == [True, True, False, False]
+    assert same.tolist() == [True, False, True, False]  # dealt into ten folds
+
+
+def test_pairs_of_two_folds_are_dealt_into_ten(tmp_path):
+    """As LFW's folds 9 and 10 alone would be: in their own order a fold would be of one kind."""
+    lines = ["2\t20", *(line for fold in range(2) for kind in ("A\t{}\t0", "A\t{}\tB\t0") for line in (
+        kind.format(20 * fold + k) for k in range(20)))]
+    (tmp_path / "pairs.txt").write_text("\n".join(lines) + "\n")
+    pairs, same = read_lfw_pairs(tmp_path / "pairs.txt")
+    assert same.reshape(10, 8).tolist() == [[True] * 4 + [False] * 4] * 10
+    numbers = [int(first[-4:]) for first, _ in pairs]
+    assert numbers[:8] == [0, 1, 2, 3] * 2 and sorted(numbers) == sorted([*range(40)] * 2)
+    (tmp_path / "pairs.txt").write_text("\n".join(["10\t4", *lines[1:]]) + "\n")  # ten folds stay as they are
+    assert read_lfw_pairs(tmp_path / "pairs.txt")[1].tolist() == ([True] * 20 + [False] * 20) * 2
 
 
 @pytest.mark.parametrize(("text", "message"), [

@@ -123,6 +123,14 @@ def test_batches_give_an_item_or_a_reason_for_each_image_in_order(tmp_path):
     assert torn.startswith("is not a readable image") and "torn.png: is" not in torn  # the list names the image already
 
 
+def test_a_strip_is_not_enlarged(tmp_path):
+    """Of 16 x 20,000 px the detector's canvas would take 0.25 GB, of a longer one all memory."""
+    for name, size in (("strip", (16, 16 * 16 + 1)), ("band", (16, 16 * 16))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    work = FaceBatches([[tmp_path / "strip.png", tmp_path / "band.png"]], landmarks_alone, 60 / 128, torch.device("cpu"))
+    assert list(in_processes(work, 1, torch.device("cpu"))) == [["is too thin to show a face", "no face found"]]
+
+
 AFTER_OPENCVS_THREADS = """
 import cv2, numpy as np, torch
 from utils.faces.detection import in_processes

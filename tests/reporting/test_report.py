@@ -127,6 +127,16 @@ def test_faces_of_ones_own(tmp_path):
     assert "python align.py align.images=photos" in text and "do not exist" not in text
 
 
+def test_the_best_run_need_not_be_the_papers(tmp_path, monkeypatch):
+    """w = 1 is in no table of the paper; nor need the runs lie together."""
+    write_run(tmp_path / "a", "w0", 1.0, {"guidance.w": "0"})
+    write_run(tmp_path / "b", "w1", 3.0, {"guidance.w": "1"}, seed=1)
+    monkeypatch.chdir(tmp_path)
+    run(report, "w0", str(tmp_path / "b" / "w1"), "paths.output=a")
+    text = " ".join(Page(tmp_path / "report.html").text.split())
+    assert "with b/w1" in text and "paper 2.43" not in text
+
+
 def test_an_unknown_run_is_one_line(tmp_path):
     with pytest.raises(UserError, match="nowhere: is no run in"):
         run(report, "nowhere", f"paths.output={tmp_path}")

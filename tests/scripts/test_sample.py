@@ -224,6 +224,17 @@ def test_varied_bytes_depend_neither_on_neighbours_nor_on_restarts(settings, var
     assert images(settings, "varied_larger") == larger
 
 
+def test_the_record_tells_how_the_contexts_were_made_that_are_known_by_name_alone(settings):
+    own = [one for one in settings if not one.startswith("contexts.")]
+    named = ["contexts.name=theirs", "guidance.w=0", "paths.run=theirs", "sampling.identities=1"]
+    run(create_sample_identity_contexts, *settings, "contexts.name=theirs", "contexts.seed=9")
+    run(sample, *own, *named)
+    folder = Path(settings[0].removeprefix("paths.output=")) / "theirs"
+    made = json.loads((folder / "run.json").read_text())["config"]["contexts"]
+    assert (made["source"], made["seed"], made["name"]) == ("uniform", 9, "theirs")
+    assert "uniformly on the unit sphere" in (folder / "samples" / "README.md").read_text()
+
+
 @pytest.mark.slow
 def test_two_ranks_draw_the_same_varied_bytes(settings, varied):
     subprocess.run(command(*settings, *VARIETY, "paths.run=varied_ranks", torchrun=2), cwd=ROOT, env=environment(), check=True,
@@ -249,6 +260,9 @@ def test_a_mixture_is_w_or_0_for_each_image(settings, reference, monkeypatch):
     guides = []
     guided = guidance.guided
     monkeypatch.setattr(guidance, "guided", lambda **given: guides.append(given["w"]) or guided(**given))
+    run(sample, *settings, "variety.w=mixture", "paths.run=alone", "sampling.batch_size=1")
+    assert {(type(w), float(w)) for w in guides} == {(torch.Tensor, 0.0), (torch.Tensor, 0.5)}  # whatever its neighbours' are
+    guides.clear()
     run(sample, *settings, "variety.w=mixture", "paths.run=mixture")
     run(sample, *settings, "guidance.w=0", "paths.run=no_w")
     assert guides[3:] == [0.0] * 3

@@ -163,6 +163,11 @@ def test_real_faces_beside_a_run(output, settings, backbone, capsys, monkeypatch
     for name, images in faces.items():
         for k, image in enumerate(images):
             write_bytes(real / name / f"{k}.png", png(image))
+    with pytest.raises(UserError, match="real: its faces lie on the template arcface, those to compare with on arcface_shifted"):
+        run(plot_distributions, *settings, f"scores.real={real}")
+    record = output / "run" / "aligned" / "align.json"
+    shifted = record.read_text()
+    write_json(record, {"decides": {"align.template": "arcface"}})
     run(plot_distributions, *settings, f"scores.real={real}")
     printed, folder = capsys.readouterr().out, output / "run" / "scores" / "recogniser"
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -183,6 +188,7 @@ def test_real_faces_beside_a_run(output, settings, backbone, capsys, monkeypatch
     assert calls == [30]  # the run's own are kept
     again = json.loads((folder / "metrics.json").read_text())
     assert again["real_faces"] == 15 and again["vendi"] == metrics["vendi"]
+    record.write_text(shifted)
 
 
 def test_an_overlay_of_two_runs(output, settings):
@@ -330,15 +336,28 @@ def test_several_pair_lists_and_all_pairs(output, settings, lfw, backbone, capsy
         assert f"| {name} | {chosen.sum()} |" in printed
     (folder / "failures.csv").unlink()
 
+    # of a run's own samples the images are in the run
+    own = output / "own" / "aligned"
+    for file in folder.glob("*/*.png"):
+        write_bytes(own / file.parent.name / file.name, file.read_bytes())
+    write_bytes(output / "own" / "samples" / "P3" / "P3_0002.png", png(picture(3, 2, 250)))
+    write_text(own / "failures.csv", "identity,image,reason\nP3,P3_0002.png,no face found\n")
+    write_json(own / "align.json", {"format": 2, "decides": {"align.template": "arcface", "align.images": ""}})
+    run(verify_fr, *settings, f"verify.all_pairs={own}")
+    assert verification(output)["all_pairs"][str(own)]["per_cent"] == result["all_pairs"][str(folder)]["per_cent"]
+
 
 @pytest.mark.parametrize("overrides, words", [
     (["verify.lfw_pairs={lfw}/pairs.txt,{lfw}/pairs.txt", "verify.lfw_faces={lfw}/aligned,{lfw}/aligned,{lfw}/aligned"],
      "verify.lfw_faces: 3 folders for the pair lists"),
     (["verify.all_pairs={lfw}/aligned", "verify.people=a,b"], "verify.people: 2 lists for 1 folders"),
     (["verify.all_pairs={lfw}/aligned", "verify.people={lfw}/people.txt"], "people.txt:1: 'P33' is not there to be chosen"),
-    (["verify.all_pairs=nowhere"], "nowhere: no such folder")])
+    (["verify.all_pairs=nowhere"], "nowhere: no such folder"),
+    (["verify.lfw_pairs={lfw}/pairs.txt", "verify.lfw_faces={lfw}/aligned", "verify.bins={lfw}"],
+     "verify.lfw_pairs: LFW is in verify.bins too")])
 def test_folders_and_lists_that_do_not_fit_are_refused(output, settings, lfw, overrides, words):
     write_text(output / "lfw" / "people.txt", "P33\n")
+    write_bytes(output / "lfw" / "lfw.bin", b"")
     with pytest.raises(UserError) as caught:
         run(verify_fr, *settings, *(override.format(lfw=output / "lfw") for override in overrides))
     assert words in str(caught.value) and "\n" not in str(caught.value)

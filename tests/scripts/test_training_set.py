@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from experiments import training_set
 from tests.drawn_face import draw_face, landmarks_at
@@ -51,6 +51,15 @@ def test_a_crop_lies_outside_as_far_as_the_face_is_near_the_border():
     whole = training_faces.part_outside(landmarks, 200, 200, 12)
     moved = training_faces.part_outside(landmarks - (0, landmarks[:2, 1].mean() + 1), 200, 200, 12)
     assert whole < 0.02 and 0.35 < moved < 0.6  # eyes at the upper border: they lie at 46% of a crop's height
+
+
+def test_a_photograph_on_its_side_is_as_large_as_it_is_upright(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # stored 400 x 200, seen 200 x 400
+    Image.new("RGB", (400, 200)).save(tmp_path / "side.jpg", exif=exif)
+    landmarks = landmarks_at(200) + (0, 200)  # in its lower half
+    faces = training_faces.TrainingFaces([tmp_path / "side.jpg"], np.array([0]), ["a"], landmarks[None], "", set())
+    assert not training_set.are_cut(faces).any()
 
 
 @pytest.mark.slow

@@ -27,15 +27,15 @@ def ddpm(denoise: Denoise, x_t: Tensor, timesteps: Sequence[int], noise: Noise, 
          as_published: bool = False) -> Tensor:
     """Ancestral sampling (arXiv 2006.11239, algorithm 2), sigma_t^2 = beta_t, x_0 not clipped.
 
-    With fewer than T steps, alpha_t is the ratio of alpha_bar at neighbouring timesteps. The published code draws no
-    noise at t = 1 either (there sigma is about 0.011).
+    With fewer than T steps, alpha_t is the ratio of alpha_bar at neighbouring timesteps. The last step draws no noise, at
+    whatever t it is; in the published code neither does that at t = 1 (there sigma is about 0.011).
     """
     if as_published and len(timesteps) != len(betas):
         raise ValueError(f"the published DDPM runs all {len(betas)} steps, not {len(timesteps)}")
     for t, alpha_bar, alpha_bar_next in _levels(betas, timesteps):
         alpha = alpha_bar / alpha_bar_next
         x_t = (x_t - (1 - alpha) / (1 - alpha_bar) ** 0.5 * denoise(x_t, t)) / alpha**0.5
-        if t > (1 if as_published else 0):
+        if alpha_bar_next < 1 and not (as_published and t == 1):
             x_t = x_t + (1 - alpha) ** 0.5 * noise(t)
     return x_t
 

@@ -99,7 +99,7 @@ def alignment(folder: Path, needs_record: bool = True) -> tuple[str, Path]:
         return "arcface", folder
     record = decided(places.alignment_record(folder), ("align.template", "align.images"),
                      "align LFW by align.py with align.template=arcface, and give its folder aligned/ (verify.lfw_faces)")
-    return record["align.template"], Path(record["align.images"])
+    return record["align.template"], Path(record["align.images"]) if record["align.images"] else places.samples(folder.parent)
 
 
 def embed_folder(folder: Path, names: Iterable[str], embed_both: Callable[..., np.ndarray]

@@ -72,6 +72,9 @@ def mirror_sum(both: np.ndarray) -> np.ndarray:
 def read_lfw_pairs(file: Path | str) -> tuple[list[tuple[str, str]], np.ndarray]:
     """LFW's pairs.txt (view 2: folds of matched, then mismatched pairs, in that order).
 
+    Pairs of another number of folds are dealt into ten like these: a fold of one kind alone would shift the threshold of the
+    others against it.
+
     Returns:
         The pairs as `<name>/<name>_<0001>`, without a suffix, and whether they match [P] bool.
     Raises:
@@ -100,7 +103,11 @@ def read_lfw_pairs(file: Path | str) -> tuple[list[tuple[str, str]], np.ndarray]
     if not pairs or len(pairs) != folds * per_fold * 2 or sum(same) * 2 != len(same):
         raise UserError(f"{path}: holds {sum(same)} matched and {len(same) - sum(same)} mismatched pairs, line 1 says "
                         f"{folds} folds of {per_fold} each; download the file again")
-    return pairs, np.array(same)
+    if folds == FOLDS:
+        return pairs, np.array(same)
+    kinds = [np.array_split(np.flatnonzero(np.equal(same, kind)), FOLDS) for kind in (True, False)]
+    order = np.concatenate([part for fold in zip(*kinds, strict=True) for part in fold])
+    return [pairs[number] for number in order], np.array(same)[order]
 
 
 def read_bin(file: Path | str) -> tuple[list[bytes], np.ndarray]:

@@ -100,6 +100,8 @@ def figures(run: Path) -> str:
     rows = []
     for file in sorted((run / "scores").glob("*/metrics.json")):
         metrics = read_json(file)
+        if not isinstance(metrics, dict) or not all(isinstance(metrics.get(name, 0.0), int | float) for name in METRICS):
+            raise UserError(f"{file}: is damaged; run plot_distributions.py again")
         values = [f"{metrics.get(name, math.nan):.4f}" for name in METRICS]
         rows.append(f"| {' | '.join([file.parent.name, str(metrics.get('images', '')), *values])} |")
     if not rows:

@@ -32,7 +32,8 @@ BOX_MARGIN = 0.25
 # What the detector looks at: see Canvas.
 CANVAS_SIDE = 256  # px
 CANVAS_PADDING = 48  # px
-SMALLEST_SIDE = 16  # px; nothing smaller can show a face, and thin strips would be enlarged without end
+SMALLEST_SIDE = 16  # px; nothing smaller can show a face
+THINNEST = 16  # sides of an image, one by the other; a strip of 16 px would be enlarged to gigabytes
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,9 @@ class FaceBatches(Dataset):
         for path in self.batches[number]:
             try:
                 waiting.append(read_image(path))
+                if max(waiting[-1].shape[:2]) > THINNEST * min(waiting[-1].shape[:2]):
+                    waiting[-1] = "is too thin to show a face"
+                    continue
                 pixels += waiting[-1].shape[0] * waiting[-1].shape[1]
             except UserError as error:
                 waiting.append(str(error).removeprefix(f"{path}: "))  # failures.csv names the image already

@@ -1,5 +1,5 @@
 """The recogniser that scores: its embeddings of faces, kept on disk, and real faces to compare with."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from utils.evaluation import variety
 from utils.faces.aligned import alignment_setting, read_kept
 from utils.faces.folders import image_folders, listing
 from utils.recognition.embedding import embed
+from utils.runtime.errors import UserError
 from utils.runtime.files import read_npz, write_npz
 from utils.runtime.records import Record
 
@@ -38,20 +39,30 @@ class Scorer:
             return embeddings
 
 
-def real_faces(folder: Path, cache: Path, scorer: Scorer) -> tuple[variety.Halves, str]:
+def require_template(backbone: torch.nn.Module, real: Path | str, template: str, generated: Collection[str]) -> None:
+    """Raises UserError where real and generated faces lie on two templates, and the recogniser sees the shift between them."""
+    other = sorted(set(generated) - {template})
+    if other and not getattr(backbone, "on_arcface", False):
+        raise UserError(f"{real}: its faces lie on the template {template}, those to compare with on {other[0]}, and the "
+                        "recogniser sees the shift; align both with the same align.template, or give another scores.recogniser")
+
+
+def real_faces(folder: Path, cache: Path, scorer: Scorer, templates: Collection[str]) -> tuple[variety.Halves, str]:
     """Real faces to compare with: those that align.py kept or, without its record, any 112 x 112 ones.
 
     Args:
         cache: the file of their embeddings.
+        templates: of the faces that they are compared with.
     Returns:
         The unit embeddings [M, D] of every other identity, in two halves, and the digest of all.
     Raises:
-        UserError: there is no such folder, a face is of another size, or there is one identity only.
+        UserError: there is no such folder, a face is of another size, there is one identity only, or as require_template.
     """
     if places.alignment_record(folder).is_file():
         faces, template = read_kept(folder), alignment_setting(folder, "template")
     else:
         faces, template = image_folders(folder), "arcface"
+    require_template(scorer.backbone, folder, template, templates)
     faces = at_most(faces, 2 * variety.MOST_FACES)
     decides = scorer.decides(faces, template)
     embeddings = scorer.embeddings(faces, decides, cache)
