@@ -56,7 +56,7 @@ def main() -> None:
     ranks = distributed.setup(config.device)
     settings, run = config.align, places.run_folder(config)
     aligned, root = places.aligned(run), settings.images or places.samples(run)
-    folders = identity_folders(root)
+    folders = ranks.from_main(lambda: identity_folders(root))  # of all ranks the same, whatever else is being written there
     outputs, others = output_files(folders, aligned), other_files(root)
     keys = {image_key(image) for image in (*outputs, *others)}
     band = read_band(config, folders, ranks.device) if settings.band and ranks.is_main else None

@@ -36,7 +36,7 @@ from utils.runtime.errors import UserError, run_script
 from utils.runtime.figures import save_figure
 from utils.runtime.files import read_json, write_text
 from utils.runtime.progress import announce
-from utils.runtime.records import Record, noted
+from utils.runtime.records import Record, note, noted
 
 REPLICATES = 1000  # of the identities, for the 90% intervals
 FACE_SIZE, HISTOGRAMS_SIZE = 3000, 3.3e6  # bytes: a face's embedding (512-d) and path; two histograms
@@ -96,6 +96,7 @@ def score(run: Path, config: Config, scorer: Scorer, real: variety.Halves | None
             announce("scores", len(labels), "faces", folder, FACE_SIZE + HISTOGRAMS_SIZE / len(labels), files=5)
             embeddings = scorer.embeddings(kept, decides, folder / "embeddings.npz")
             measure(folder, embeddings, labels, real, REPLICATES, scorer.device)
+        note(record.file, kept=noted(places.alignment_record(aligned), "kept"))
         return Scored(run, folder, read_distributions(folder / "histograms.npz"), read_json(folder / "metrics.json"))
 
 

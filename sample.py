@@ -64,6 +64,7 @@ def main() -> None:
     # the run's record: a folder begun with other settings is refused
     record = Record(places.run_record(run), sampler.decides, "paths.run", contents=places.samples(run), may_change={
         f"sampling.{name}": getattr(sampling, name) for name in ("identities", "images_per_identity")})
+    ranks.on_main(lambda: refuse_others(run, sampler))
     ranks.on_main(lambda: record.begin(config=asdict(config) | contexts_as_made(config, sampler.decides["contexts"])))
 
     # what is left to draw: an image is always drawn among the same neighbours, so that it is the same to the last bit
@@ -97,6 +98,14 @@ def main() -> None:
             print(f"{len(smaller)} of {len(sampler.batches)} batches were drawn in parts of {min(smaller.values())} images "
                   f"or more for lack of memory: {run / 'smaller_batches-*.json'}")
     ranks.close()
+
+
+def refuse_others(run: Path, sampler: "Sampler") -> None:
+    """Raises UserError where there are images that the config does not ask for: later stages would take them too."""
+    asked = {sampler.file(run, image) for batch in sampler.batches for image in batch}
+    if others := sorted(set(places.samples(run).glob("*/*.png")) - asked):
+        raise UserError(f"{run}: holds images beyond the sampling.identities and sampling.images_per_identity asked for "
+                        f"({others[0].relative_to(run)}); raise these to what they were, or set paths.run to another name")
 
 
 def contexts_as_made(config: Config, digest: str) -> dict[str, Any]:

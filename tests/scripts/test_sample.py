@@ -224,6 +224,12 @@ def test_varied_bytes_depend_neither_on_neighbours_nor_on_restarts(settings, var
     assert images(settings, "varied_larger") == larger
 
 
+@pytest.mark.parametrize("fewer", ["sampling.identities=2", "sampling.images_per_identity=2"])
+def test_fewer_images_than_there_are_would_leave_others_among_them(settings, reference, fewer):
+    with pytest.raises(UserError, match="reference: holds images beyond .*samples/.*png.; raise these to what they were"):
+        run(sample, *settings, fewer, "paths.run=reference")
+
+
 def test_the_record_tells_how_the_contexts_were_made_that_are_known_by_name_alone(settings):
     own = [one for one in settings if not one.startswith("contexts.")]
     named = ["contexts.name=theirs", "guidance.w=0", "paths.run=theirs", "sampling.identities=1"]

@@ -13,7 +13,7 @@ from utils.faces.folders import identity_folders
 from utils.faces.images import read_image
 from utils.runtime.errors import UserError
 from utils.runtime.files import read_json, write_text
-from utils.runtime.records import decided
+from utils.runtime.records import decided, noted
 
 TEMPLATE = Path(__file__).with_suffix(".md")
 GROUPS = ("contexts", "negatives", "guidance", "variety", "model", "sampling")  # of settings that decide the images
@@ -96,9 +96,11 @@ def shown(value: Any) -> Any:
 
 
 def figures(run: Path) -> str:
-    """A row for each recogniser that scored the run."""
-    rows = []
+    """A row for each recogniser that scored the faces that are kept now."""
+    rows, kept = [], noted(places.alignment_record(places.aligned(run)), "kept")
     for file in sorted((run / "scores").glob("*/metrics.json")):
+        if noted(file.with_name("scores.json"), "kept") != kept:  # of an earlier selection
+            continue
         metrics = read_json(file)
         if not isinstance(metrics, dict) or not all(isinstance(metrics.get(name, 0.0), int | float) for name in METRICS):
             raise UserError(f"{file}: is damaged; run plot_distributions.py again")
