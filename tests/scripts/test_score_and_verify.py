@@ -14,7 +14,7 @@ import verify_fr
 from models.backbones import MobileFaceNet
 from models.published import backbone_digest
 from tests.running import run
-from utils.evaluation import all_pairs
+from utils.evaluation import all_pairs, face_sets
 from utils.evaluation.variety import against_real, halves, within_identity
 from utils.evaluation.verification import IJBCMeta, ijb, ten_fold
 from utils.faces.aligned import write_kept
@@ -345,6 +345,15 @@ def test_several_pair_lists_and_all_pairs(output, settings, lfw, backbone, capsy
     write_json(own / "align.json", {"format": 2, "decides": {"align.template": "arcface", "align.images": ""}})
     run(verify_fr, *settings, f"verify.all_pairs={own}")
     assert verification(output)["all_pairs"][str(own)]["per_cent"] == result["all_pairs"][str(folder)]["per_cent"]
+
+
+def test_images_of_one_name_are_refused_and_a_suffix_may_be_in_capitals(tmp_path):
+    write_bytes(tmp_path / "p" / "1.JPG", png(picture(0, 0)))
+    assert face_sets.face_sets([str(tmp_path)], [])[0].faces == {"p": ["p/1"]}
+    assert face_sets.image_file(tmp_path, "p/1") == tmp_path / "p" / "1.JPG"
+    write_bytes(tmp_path / "p" / "1.png", png(picture(0, 1)))
+    with pytest.raises(UserError, match="1.png: another image is called p/1 too; rename one of them"):
+        face_sets.face_sets([str(tmp_path)], [])
 
 
 @pytest.mark.parametrize("overrides, words", [

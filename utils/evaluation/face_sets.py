@@ -69,7 +69,8 @@ def face_sets(folders: Sequence[str], lists_of_people: Sequence[str]) -> list[Fa
     """The folders of verify.all_pairs, with the images in which align.py found no face; of the people of verify.people.
 
     Raises:
-        UserError: there are more lists of people than folders, a folder holds no faces, or a list names someone else.
+        UserError: there are more lists of people than folders, a folder holds no faces, two images share a name, or a list
+            names someone else.
     """
     if len(lists_of_people) > len(folders):
         raise UserError(f"verify.people: {len(lists_of_people)} lists for {len(folders)} folders of verify.all_pairs; "
@@ -82,7 +83,10 @@ def face_sets(folders: Sequence[str], lists_of_people: Sequence[str]) -> list[Fa
         faces: dict[str, list[str]] = {}
         for file in sorted(files):
             if file.suffix.lower() in IMAGE_SUFFIXES:
-                faces.setdefault(file.parent.name, []).append(f"{file.parent.name}/{file.stem}")
+                own, name = faces.setdefault(file.parent.name, []), f"{file.parent.name}/{file.stem}"
+                if name in own:
+                    raise UserError(f"{folder / file}: another image is called {name} too; rename one of them")
+                own.append(name)
         if people:
             chosen = read_names(people, "verify.people", faces)
             faces = {name: names for name, names in faces.items() if name in chosen}
@@ -131,4 +135,5 @@ def embed_folder(folder: Path, names: Iterable[str], embed_both: Callable[..., n
 
 def image_file(folder: Path, name: str) -> Path | None:
     """The file of an image `<identity>/<image>`, whatever its suffix."""
-    return next((file for suffix in IMAGE_SUFFIXES if (file := folder / f"{name}{suffix}").is_file()), None)
+    suffixes = (suffix for one in IMAGE_SUFFIXES for suffix in (one, one.upper()))
+    return next((file for suffix in suffixes if (file := folder / f"{name}{suffix}").is_file()), None)
