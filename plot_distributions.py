@@ -55,9 +55,9 @@ def main() -> None:
     # score every run that has no scores yet
     scorer = Scorer(load_backbone(config.scores.recogniser, "scores.recogniser"), backbone_digest(config.scores.recogniser),
                     device)
-    templates = {alignment_setting(places.aligned(folder), "template") for folder in folders}
     real = (None, "")
     if config.scores.real:
+        templates = {alignment_setting(places.aligned(folder), "template") for folder in folders}
         real = real_faces(Path(config.scores.real), places.real_embeddings(config), scorer, templates)
     results = [score(folder, config, scorer, *real) for folder in dict.fromkeys(folders)]
 

@@ -145,6 +145,11 @@ def test_scores_are_kept_until_the_faces_change(output, settings):
     assert json.loads(metrics.read_text())["fdr"] == json.loads(text)["fdr"]
 
 
+def test_a_run_that_is_not_there_is_named(settings):
+    with pytest.raises(UserError, match="nowhere/aligned/kept.csv: no such file .aligned faces.; run align.py$"):
+        run(plot_distributions, *settings, "paths.run=nowhere")
+
+
 def test_what_selected_the_faces_does_not_score_them(output, settings):
     record = output / "run" / "aligned" / "align.json"
     before = record.read_text()
