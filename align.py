@@ -116,7 +116,6 @@ def main() -> None:
         every = {identity: [outputs[image] for image in images] for identity, images in folders.items()}
         eligible = faces_in_band(band, aligned, every, faces, settings.keep_images)
         kept = keep(eligible, settings.keep_identities, settings.keep_images)
-        # what was kept by which settings; another selection of the same faces replaces it
         write_kept(aligned, kept, config=asdict(config), selected_by=band and band.decides["contexts.recogniser"])
         write_cards(run)
         print(closing_line(aligned, faces, len(outputs), eligible, kept, settings.keep_images, len(others)))

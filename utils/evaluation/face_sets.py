@@ -81,12 +81,14 @@ def face_sets(folders: Sequence[str], lists_of_people: Sequence[str]) -> list[Fa
         if (failures := folder / "failures.csv").is_file():
             files += [Path(identity, image) for identity, image in read_list(failures, "failures")]
         faces: dict[str, list[str]] = {}
+        taken: set[str] = set()
         for file in sorted(files):
             if file.suffix.lower() in IMAGE_SUFFIXES:
-                own, name = faces.setdefault(file.parent.name, []), f"{file.parent.name}/{file.stem}"
-                if name in own:
+                name = f"{file.parent.name}/{file.stem}"
+                if name in taken:
                     raise UserError(f"{folder / file}: another image is called {name} too; rename one of them")
-                own.append(name)
+                taken.add(name)
+                faces.setdefault(file.parent.name, []).append(name)
         if people:
             chosen = read_names(people, "verify.people", faces)
             faces = {name: names for name, names in faces.items() if name in chosen}

@@ -176,7 +176,7 @@ def unlimited_frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
     Sets drawn anew from these, with repetition, look farther apart than these by about as much as these do than what they were
     drawn from (the bootstrap's estimate of bias: Efron, Tibshirani 1993, chapter 10). Of Gaussians like face embeddings (D =
-    128) it was right to 0.01 for N, M >= 2 D, and up to 0.1 too high below that. It may come out below zero by chance.
+    128) it was right to 0.02 for N, M >= 2 D, and up to 0.1 too high below that. It may come out below zero by chance.
 
     Args:
         a, b: of any norm; unit rows are compared.

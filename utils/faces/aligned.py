@@ -88,7 +88,11 @@ def keep(faces: Mapping[str, Sequence[Path]], identities: int, images: int) -> d
 
 
 def write_kept(aligned: Path, kept: Mapping[str, Sequence[Path]], **about: Any) -> None:
-    """Write the kept selection: kept.csv in the folder of aligned faces, whose record notes what is in it, and `about`."""
+    """Write the kept selection: kept.csv in the folder of aligned faces, whose record notes what is in it.
+
+    Args:
+        about: what else it notes, such as the settings by which these faces were selected.
+    """
     file = aligned / "kept.csv"
     write_csv(file, KEPT_COLUMNS, [(name, image.name) for name, images in kept.items() for image in images])
     note(places.alignment_record(aligned), kept=file_digest(file), **about)
