@@ -45,7 +45,8 @@ def main() -> None:
     file = require_file(settings.backbone or places.fr_folder(config) / "backbone.safetensors", "verify.backbone",
                         "run train_fr.py, or give a backbone")
     embed_both = partial(embed, load_backbone(file), device=device, mirror=True)
-    lists, sets = pair_lists(settings.lfw_pairs, settings.lfw_faces), face_sets(settings.all_pairs, settings.people)
+    lists = pair_lists(settings.lfw_pairs, settings.lfw_faces)
+    sets = face_sets(settings.all_pairs, settings.people, settings.images_per_identity)
 
     # pairs of images: the .bin benchmarks, and what is made of folders of faces
     results, counts, of_all_pairs = {}, {}, {}

@@ -339,6 +339,12 @@ def test_several_pair_lists_and_all_pairs(output, settings, lfw, backbone, capsy
         assert found["impostor_pairs"] == expected.impostor_pairs
         assert found["per_cent"] == ({"TAR@1e-2": pytest.approx(100 * expected.tar[0.01])} if chosen.all() else {})
         assert f"| {name} | {chosen.sum()} |" in printed
+
+    # at most so many of each person's images, the first ones: no genuine pairs of one
+    run(verify_fr, *settings, f"verify.all_pairs={folder}", "verify.images_per_identity=2")
+    assert verification(output)["all_pairs"][str(folder)]["per_cent"] == result["all_pairs"][str(folder)]["per_cent"]
+    with pytest.raises(UserError, match="no genuine pair"):
+        run(verify_fr, *settings, f"verify.all_pairs={folder}", "verify.images_per_identity=1")
     (folder / "failures.csv").unlink()
 
     # of a run's own samples the images are in the run
@@ -355,6 +361,10 @@ def test_several_pair_lists_and_all_pairs(output, settings, lfw, backbone, capsy
 def test_images_of_one_name_are_refused_and_a_suffix_may_be_in_capitals(tmp_path):
     write_bytes(tmp_path / "p" / "1.JPG", png(picture(0, 0)))
     assert face_sets.face_sets([str(tmp_path)], [])[0].faces == {"p": ["p/1"]}
+    for name in ("2", "3"):
+        write_bytes(tmp_path / "q" / f"{name}.png", png(picture(1, 0)))
+    for most, taken in ((0, ["q/2", "q/3"]), (1, ["q/2"]), (2, ["q/2", "q/3"])):
+        assert face_sets.face_sets([str(tmp_path)], [], most)[0].faces == {"p": ["p/1"], "q": taken}
     assert face_sets.image_file(tmp_path, "p/1") == tmp_path / "p" / "1.JPG"
     write_bytes(tmp_path / "p" / "1.png", png(picture(0, 1)))
     with pytest.raises(UserError, match="1.png: another image is called p/1 too; rename one of them"):

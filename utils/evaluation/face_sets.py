@@ -65,9 +65,11 @@ def pair_lists(files: Sequence[str], folders: Sequence[str]) -> list[PairList]:
     return list(lists.values())
 
 
-def face_sets(folders: Sequence[str], lists_of_people: Sequence[str]) -> list[FaceSet]:
+def face_sets(folders: Sequence[str], lists_of_people: Sequence[str], images_per_identity: int = 0) -> list[FaceSet]:
     """The folders of verify.all_pairs, with the images in which align.py found no face; of the people of verify.people.
 
+    Args:
+        images_per_identity: the first images of each identity that are taken; 0: all.
     Raises:
         UserError: there are more lists of people than folders, a folder holds no faces, two images share a name, or a list
             names someone else.
@@ -92,6 +94,7 @@ def face_sets(folders: Sequence[str], lists_of_people: Sequence[str]) -> list[Fa
         if people:
             chosen = read_names(people, "verify.people", faces)
             faces = {name: names for name, names in faces.items() if name in chosen}
+        faces = {name: names[: images_per_identity or None] for name, names in faces.items()}
         sets.append(FaceSet(f"{folder} ({people})" if people else str(folder), folder, faces))
     return sets
 
