@@ -1,26 +1,27 @@
 """Do negative contexts make better recognisers, and deliberate variety with them? Judged against w = 0 and against real faces.
 
 Writes  <output>/experiment/trials/: each trial, kept as it goes; run again, it goes on. <output>/experiment/runs/: its images
-        <output>/experiment/experiment.md, frontier.png: rewritten as trials are added; with --docs docs/experiment.md too
+        <output>/experiment/experiment.md, frontier.png, factorial.png: rewritten as trials are added; with --docs in
+        docs/ too
 
     python -m experiments.experiment
     python -m experiments.experiment --minutes 600 --docs scores.recogniser=data/mobilefacenet_independent.ncnn.param
 
-First the frontier, one seed: w = 0 and the paper's five strategies at three w, a recogniser trained on each set. Then, for
-one seed after the other, recognisers of as many real faces (the ceiling) and of each arm of the factorial: images, contexts
-and training anew with each seed, paired differences from w = 0 and from the best plain negative. fp32; trials of other
-weights or of another kind of processor are made anew. Settings go to every stage; the solver is that of the settings.
-Processes may share the output, each with --seeds of its own; the tables of all of them are written by one more run with all
-seeds.
+First the frontier, one seed: w = 0, the paper's five strategies at three w, AdaptDiff, and with perturbed contexts Far, at two
+w in three cones, and AdaptDiff; a recogniser trained on each set. Then, for one seed after the other, recognisers of as many
+real faces (the ceiling) and of each arm of the factorial: images, contexts and training anew with each seed, paired
+differences from w = 0 and from the plain negatives. fp32; trials of other weights or of another kind of processor are made
+anew. Settings go to every stage; the solver is that of the settings. Processes may share the output, each with --seeds of its
+own; the tables of all of them are written by one more run with all seeds.
 """
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from config import places
 from config.load import load_config
 from experiments.experiment_report import Report
-from experiments.experiment_trials import CEILING, FRONTIER, RATES, Laboratory, TooFewError, Trial, factorial
+from experiments.experiment_trials import CEILING, FRONTIER, RATES, Arm, Laboratory, TooFewError, Trial, factorial
 from experiments.options import parse
 from experiments.solver_trials import Images
 from utils.runtime import ranks as distributed
@@ -54,11 +55,19 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
             raise argparse.ArgumentTypeError(f"choose from {', '.join(PARTS)}")
         return chosen
 
+    def arms(text: str) -> tuple[str, ...]:
+        for name in (chosen := tuple(text.split(";"))):
+            if name not in (known := [arm.name for arm in factorial(FRONTIER)]):
+                raise argparse.ArgumentTypeError(f"'{name}' is none; choose from {'; '.join(known)}")
+        return chosen
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=1200, help="begin no trial that would not end within them")
     parser.add_argument("--parts", type=parts, default=PARTS, help="frontier, ceiling, factorial, separated by commas")
     parser.add_argument("--frontier", type=images, default=Images(100, 10), help="identities x images of its sets")
     parser.add_argument("--sets", type=images, default=Images(200, 15), help="identities x images of the factorial's sets")
+    parser.add_argument("--arms", type=arms, default=(), help="only these, by their names in the tables, separated by "
+                        "semicolons; the factorial then takes any of the frontier's")
     parser.add_argument("--seeds", type=lambda text: tuple(map(int, text.split(","))), default=(1, 2, 3, 4, 5))
     parser.add_argument("--spare", type=float, default=1.6, help="times as many images are drawn where a band filter chooses")
     parser.add_argument("--docs", action="store_true", help="write the tables and the plot into docs/ too")
@@ -76,12 +85,18 @@ class Study:
         """In their order; what is best of the frontier is asked for when the factorial begins."""
         options = self.options
         if "frontier" in options.parts:
-            yield from (Trial("frontier", arm, FRONTIER_SEED, options.frontier) for arm in FRONTIER.values())
+            yield from (Trial("frontier", arm, FRONTIER_SEED, options.frontier) for arm in self.chosen(FRONTIER.values()))
         for seed in options.seeds:
             if "ceiling" in options.parts:
                 yield Trial("ceiling", CEILING, seed, options.sets)
             if "factorial" in options.parts:
-                yield from (Trial("factorial", arm, seed, options.sets) for arm in factorial(self.report.best_of_frontier()))
+                best = [*self.report.best_of_frontier(), *(name for name in options.arms if name in FRONTIER)]
+                arms = self.chosen(factorial(dict.fromkeys(best)))
+                yield from (Trial("factorial", arm, seed, options.sets) for arm in arms)
+
+    def chosen(self, arms: Iterable[Arm]) -> list[Arm]:
+        """Those of --arms."""
+        return [arm for arm in arms if not self.options.arms or arm.name in self.options.arms]
 
     def run(self) -> None:
         for trial in self.trials():
@@ -96,6 +111,8 @@ class Study:
                 self.without.append(str(error))
             if not is_made:
                 self.speed += ((time.monotonic() - begun) / expected - self.speed) / 2
+                self.report.draw()
+        self.report.draw()
 
     def estimate(self) -> None:
         """What is left will take so long; printed before anything is made."""

@@ -1,6 +1,6 @@
 """The tables and the plot of experiments/experiment.py, and its verdicts."""
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from scipy.stats import t as student
 
 from experiments import documents
-from experiments.experiment_trials import FRONTIER, W0, Trial
+from experiments.demo import STRATEGIES
+from experiments.experiment_trials import CEILING, FRONTIER, W0, Trial
 from utils.runtime.figures import save_figure
 from utils.runtime.files import write_text
 
@@ -49,9 +50,12 @@ class Report:
     def add(self, trial: Trial, figures: Figures) -> None:
         self.known.setdefault(trial.part, {}).setdefault(trial.arm.name, {})[trial.seed] = figures
         self.write()
-        if trial.part == "frontier":
+
+    def draw(self) -> None:
+        """The plots of what is known."""
+        for part in PLOTS.keys() & self.known.keys():
             for folder in (self.folder, *[documents.ROOT / "docs" / "demo"] * self.docs):
-                save_figure(self.plot(), folder / "frontier.png")
+                save_figure(PLOTS[part](self), folder / f"{part}.png")
 
     # ---- verdicts ----------------------------------------------------------------------------------------------------
 
@@ -59,28 +63,27 @@ class Report:
         """The names of the test sets, LFW's held-out folds first."""
         return list(next(iter(next(iter(next(iter(self.known.values())).values())).values()))["tests"])
 
-    def accuracy(self, part: str, arm: str, seeds: Collection[int]) -> float:
-        """On LFW's held-out folds, the mean of some seeds."""
-        return mean(self.known[part][arm][seed]["tests"][self.tests()[0]]["accuracy"] for seed in seeds)
-
-    def best_of_frontier(self) -> str | None:
-        """The negative with the highest accuracy on LFW's held-out folds; None where none is known."""
+    def best_of_frontier(self) -> list[str]:
+        """Of the plain negatives and of those with variety: the highest geometric mean of TAR at both FARs on all tests."""
         arms = self.known.get("frontier", {})
-        return max(sorted(arms.keys() - {W0}), key=lambda arm: self.accuracy("frontier", arm, arms[arm]), default=None)
+        tar = {arm: sum(math.log(max(test.get(name, 0), 1e-3)) for figures in seeds.values() for test in figures["tests"].values()
+                        for name in ("TAR@1e-2", "TAR@1e-3")) for arm, seeds in arms.items()}
+        ranked = sorted(arms.keys() - {W0}, key=lambda arm: (-tar[arm], arm))
+        return [arm for is_plain in (True, False) for arm in [one for one in ranked if FRONTIER[one].is_plain == is_plain][:1]]
 
     def baselines(self) -> list[str]:
-        """w = 0, and the best of the negatives without anything else, of those in the factorial, by the seeds that all have."""
-        arms = self.known["factorial"]
-        plain = [arm for arm in arms if arm in FRONTIER and arm != W0]
-        if seeds := set.intersection(*(set(arms[arm]) for arm in plain)) if plain else ():
-            plain = [max(plain, key=lambda arm: self.accuracy("factorial", arm, seeds))]
-        return [W0] * (W0 in arms) + plain[:1]
+        """w = 0 and the negatives without anything else, of those in the factorial."""
+        return [arm for arm in self.known["factorial"] if arm in FRONTIER and FRONTIER[arm].is_plain]
 
     def paired(self, arm: str, base: str, test: str, measure: str) -> tuple[float, float, float] | None:
         """The mean of `difference` over the seeds that both have, and its 90% interval."""
-        ours, theirs = self.known["factorial"][arm], self.known["factorial"][base]
+        ours, theirs = self.trained()[arm], self.trained()[base]
         found = [difference(ours[seed], theirs[seed], test, measure) for seed in sorted(ours.keys() & theirs.keys())]
         return t_interval(found) if found and None not in found else None
+
+    def trained(self) -> dict[str, dict[int, Figures]]:
+        """Arm, seed: of the ceiling and the factorial."""
+        return self.known.get("ceiling", {}) | self.known.get("factorial", {})
 
     def helps(self, arm: str, base: str) -> bool:
         """POINTS more accuracy or RATIO times the TAR at FAR 1e-2 on LFW, the interval clear of nothing, and on all tests."""
@@ -96,8 +99,7 @@ class Report:
         text = "\n".join([f"Measured on {self.kind}.", "", *self.frontier(), *self.factorial(), *self.differences()]) + "\n"
         write_text(self.folder / "experiment.md", text)
         if self.docs:
-            if "frontier" in self.known:
-                text += "\n![Accuracy and TAR against genuine mean and variety](demo/frontier.png)\n"
+            text += "".join(f"\n![{what}](demo/{part}.png)\n" for part, what in ALT.items() if part in self.known)
             documents.write_between("docs/experiment.md", "experiment", text)
 
     def header(self, first: str) -> list[str]:
@@ -129,19 +131,20 @@ class Report:
     def differences(self) -> list[str]:
         if "factorial" not in self.known:
             return []
-        measures = [(test, measure) for test in self.tests() for measure in ("accuracy", "TAR@1e-2")]
-        columns = [f"{test}: {'points' if measure == 'accuracy' else 'ratio of TAR at FAR 1e-2'}" for test, measure in measures]
+        measures = [(test, measure) for test in self.tests() for measure in OF_TESTS]
+        columns = [f"{test}: {'points' if measure == 'accuracy' else 'ratio of ' + OF_TESTS[measure].removesuffix(', %')}"
+                   for test, measure in measures]
         lines = ["## Paired differences", "", "Of the seeds that both have, with 90% intervals by Student's t; ratios are "
-                 f"geometric means. *Helps*: {POINTS:g} points or {RATIO:g} times the TAR on LFW's held-out folds, the interval "
-                 "clear of no difference there and on the other test sets.", "",
+                 f"geometric means. *Helps*: {POINTS:g} points or {RATIO:g} times the TAR at FAR 1e-2 on LFW's held-out folds, "
+                 "the interval clear of no difference there and on the other test sets.", "",
                  "| images | against | seeds | " + " | ".join(columns) + " | helps |", "|" + "---|" * (len(columns) + 4)]
         for base in self.baselines():
-            for arm, seeds in self.known["factorial"].items():
-                both = seeds.keys() & self.known["factorial"][base].keys()
+            for arm, seeds in self.trained().items():
+                both = seeds.keys() & self.trained()[base].keys()
                 if arm != base and both:
                     cells = [self.interval(arm, base, test, measure) for test, measure in measures]
                     lines.append(f"| {arm} | {base} | {len(both)} | " + " | ".join(cells)
-                                 + f" | {'yes' if self.helps(arm, base) else 'no'} |")
+                                 + f" | {'' if arm == CEILING.name else 'yes' if self.helps(arm, base) else 'no'} |")
         return [*lines, ""]
 
     def interval(self, arm: str, base: str, test: str, measure: str) -> str:
@@ -152,16 +155,37 @@ class Report:
         sign = "+.2f" if measure == "accuracy" else ".2f"
         return f"{value:{sign}}" + ("" if math.isnan(low) else f" ({low:{sign}} to {high:{sign}})")
 
-    def plot(self) -> Figure:
+    def plot_factorial(self) -> Figure:
+        """TAR at FAR 1e-2 on each test set as a ratio to that of w = 0, with 90% intervals where there are several seeds."""
+        figure, arms = Figure(figsize=(11, 6), layout="constrained"), [arm for arm in self.trained() if arm != W0]
+        every = figure.subplots(1, len(self.tests()), sharey=True, squeeze=False)[0]
+        for axes, test in zip(every, self.tests(), strict=True):
+            for y, arm in enumerate(arms):
+                if W0 in self.trained() and (found := self.paired(arm, W0, test, "TAR@1e-2")):
+                    value, low, high = map(math.exp, found)
+                    axes.plot([low, high], [y, y], color="C0")
+                    axes.plot(value, y, "o" if arm in self.known["factorial"] else "s", color="C0")
+            axes.axvline(1, color="black", linewidth=0.8)
+            axes.axvline(RATIO, color="black", linewidth=0.8, linestyle="dotted")
+            axes.set(xlabel=f"{test}: TAR at FAR 1e-2, ratio to w0", yticks=range(len(arms)), yticklabels=arms)
+        every[0].invert_yaxis()  # shared
+        return figure
+
+    def plot_frontier(self) -> Figure:
         """Accuracy and TAR on the first test set against genuine mean and Vendi score, a point for each set of the frontier."""
-        figure, test = Figure(figsize=(11, 8), layout="constrained"), self.tests()[0]
+        figure, test, kinds = Figure(figsize=(11, 8), layout="constrained"), self.tests()[0], [*STRATEGIES, "adaptdiff"]
         for line, measure in zip(figure.subplots(2, 2), ("accuracy", "TAR@1e-2"), strict=True):
             for axes, key in zip(line, ("genuine_mean", "vendi"), strict=True):
                 for arm, seeds in self.known["frontier"].items():
                     one, = seeds.values()
                     if measure in one["tests"][test]:
                         at = one[key], one["tests"][test][measure]
-                        axes.plot(*at, "o", color="black" if arm == W0 else f"C{(list(FRONTIER).index(arm) - 1) // 3}")
+                        colour = "black" if arm == W0 else f"C{kinds.index(arm.split()[0].rstrip(','))}"
+                        axes.plot(*at, "o" if FRONTIER[arm].is_plain else "^", color=colour)
                         axes.annotate(arm, at, fontsize=7, xytext=(3, 3), textcoords="offset points")
                 axes.set(xlabel=OF_IMAGES[key], ylabel=f"{test}: {OF_TESTS[measure]}")
         return figure
+
+
+PLOTS = {"frontier": Report.plot_frontier, "factorial": Report.plot_factorial}
+ALT = {"frontier": "Accuracy and TAR against genuine mean and variety", "factorial": "Each arm's TAR as a ratio to that of w = 0"}

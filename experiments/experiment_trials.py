@@ -5,7 +5,7 @@ kind of processor have folders of their own; what came out is kept as one file.
 """
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import accumulate, product
@@ -32,7 +32,8 @@ from utils.runtime.records import Record, State
 
 W = (0.25, 0.5, 1.0)
 W0, FAR = "w0", "far w0.5"
-CONE = ("variety.cone=0.7", "variety.cone_noise=contexts", "variety.cone_bound=safe")
+CONE = ("variety.cone=0.7", "variety.cone_noise=contexts", "variety.cone_bound=safe")  # safe: here narrower than 0.7
+WIDE = ("variety.cone_noise=contexts", "variety.cone_bound=fixed")
 BAND = "align.band=0.2,0.6"  # of the included generator's faces at w = 0 six in seven
 LOST, SPARE = 1.05, 1.3  # times as many identities are drawn: those that lose a face, or many to the band, are left out
 REAL = {"fr.minimum_images": 4, "fr.images_per_identity": 20}  # who of LFW is in the ceiling
@@ -53,21 +54,31 @@ class Arm:
     def is_guided(self) -> bool:
         return "guidance.w=0" not in self.settings
 
+    @property
+    def is_plain(self) -> bool:
+        """Of a negative, or none, and nothing else."""
+        return not self.band and not any(one.startswith("variety.") for one in self.settings)
+
 
 CEILING = Arm("real faces")
 FRONTIER = {arm.name: arm for arm in (
     Arm(W0, ("guidance.w=0",)),
     *(Arm(f"{name} w{w:g}", (f"negatives.strategy={name}", f"guidance.w={w:g}")) for name, w in product(STRATEGIES, W)),
     Arm("adaptdiff", ("negatives.strategy=far", "guidance.schedule=linear", "guidance.w=1")))}  # arXiv 2603.29569
+FRONTIER |= {arm.name: arm for base in (FAR, "far w1") for arm in (
+    Arm(f"{base}, perturbed", FRONTIER[base].settings + CONE),
+    *(Arm(f"{base}, perturbed to {lowest:g}", (*FRONTIER[base].settings, f"variety.cone={lowest:g}", *WIDE))
+      for lowest in (0.7, 0.5)))}
+FRONTIER["adaptdiff, perturbed"] = Arm("adaptdiff, perturbed", FRONTIER["adaptdiff"].settings + CONE)
 
 
-def factorial(best: str | None) -> list[Arm]:
-    """{w = 0, Far} x {plain, perturbed} x {no filter, band}; w per image and annealing; `best`, another plain negative."""
+def factorial(best: Iterable[str] = ()) -> list[Arm]:
+    """{w = 0, Far} x {plain, perturbed} x {no filter, band}; w per image and annealing; `best`, others of the frontier."""
     arms = [Arm(", ".join([base, *["perturbed"] * cone, *["band"] * band]), FRONTIER[base].settings + CONE * cone, band)
             for base, cone, band in product((W0, FAR), (False, True), (False, True))]
     arms.append(Arm("far w0..1", ("negatives.strategy=far", "guidance.w=1", "variety.w=uniform")))
     arms += [Arm(f"{base}, annealed", (*FRONTIER[base].settings, "variety.annealing=0.1")) for base in (W0, FAR)]
-    return arms if best in (None, FAR) else [*arms, FRONTIER[best]]
+    return arms + [FRONTIER[name] for name in best if name not in {arm.name for arm in arms}]
 
 
 @dataclass(frozen=True)
@@ -129,6 +140,7 @@ class Laboratory:
         faces[0] = {name: files for name, files in faces[0].items() if name in people}
         self.test_images = sum(len(files) for folder in faces for files in folder.values())
         self.tests = [listing(folder) for folder in faces] + [file_digest(file) for file in (self.pairs, *lists[1:])]
+        self.tests.append(self.verify.images_per_identity)
 
     # ---- what decides a trial ----------------------------------------------------------------------------------------
 

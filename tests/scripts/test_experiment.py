@@ -51,8 +51,8 @@ def report(tmp_path):
             report.add(Trial(part, Arm(name), seed, Images(2, 2)), figures(*one))
     report.fill = add
     add(W0, (70, 20), (71, 20), (72, 20))
-    add(FAR, (70, 22), (70, 22), (70, 22))
-    add("close w0.5", (72, 20), (72, 20), (72, 20))
+    add(FAR, (70, 21), (70, 21), (70, 21))
+    add("close w0.5", (72, 22), (72, 22), (72, 22))
     return report
 
 
@@ -60,7 +60,15 @@ def test_pairs_are_of_the_seeds_that_both_have(report):
     report.fill("new", (74, 20), (76, 20))
     # 4 and 5: standard error 0.5; t of 0.95 with 1 degree of freedom is 6.31375
     assert report.paired("new", W0, "LFW", "accuracy") == pytest.approx((4.5, 4.5 - 3.15688, 4.5 + 3.15688), abs=1e-5)
-    assert "| new | w0 | 2 | +4.50 (+1.34 to +7.66) | 1.00 (1.00 to 1.00) |" in (report.folder / "experiment.md").read_text()
+    table = (report.folder / "experiment.md").read_text()
+    assert "| new | w0 | 2 | +4.50 (+1.34 to +7.66) | 1.00 (1.00 to 1.00) |" in table and "real faces" not in table
+    report.fill(CEILING.name, (74, 30), part="ceiling")
+    row, = (line for line in (report.folder / "experiment.md").read_text().splitlines() if line.startswith("| real faces | w0"))
+    assert row == "| real faces | w0 | 1 | +4.00 | 1.50 |  | +0.00 | 1.00 |  |  |"
+    axes, _ = report.plot_factorial().axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == [CEILING.name, FAR, "close w0.5", "new"]
+    ratios = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "s"]
+    assert axes.yaxis_inverted() and ratios == [pytest.approx(1.5)]
 
 
 @pytest.mark.parametrize("values, helps", [
@@ -76,25 +84,27 @@ def test_what_helps(report, values, helps):
     assert report.helps("new", W0) is helps
 
 
-def test_an_arm_is_compared_with_the_best_plain_negative(report):
+def test_arms_are_compared_with_plain_negatives_and_the_best_of_the_frontier_join_them(report):
     report.fill("far w0.5, perturbed", (90, 20), (90, 20), (90, 20))
-    assert report.baselines() == [W0, "close w0.5"]
-    assert report.best_of_frontier() is None
+    assert report.baselines() == [W0, FAR, "close w0.5"]
+    assert report.best_of_frontier() == []
     report.fill("null w1", (60, 20), part="frontier")
-    report.fill("mid w0.25", (61, 20), part="frontier")
+    report.fill("mid w0.25", (50, 19, 60, 11), part="frontier")  # 19 x 11 is more than 20 x 10
     report.fill(W0, (99, 20), part="frontier")
-    assert report.best_of_frontier() == "mid w0.25"
-    report.fill("mid w0.25", (73, 20))  # of the one seed that all have; its others would have been worse
-    assert report.baselines() == [W0, "mid w0.25"]
+    assert report.best_of_frontier() == ["mid w0.25"]
+    report.fill("far w1, perturbed to 0.5", (99, 19), part="frontier")
+    report.fill("far w1, perturbed", (60, 21), part="frontier")
+    assert report.best_of_frontier() == ["mid w0.25", "far w1, perturbed"]
 
 
 def test_the_arms_are_those_of_the_question():
-    names = [arm.name for arm in factorial("close w0.25")]
+    names = [arm.name for arm in factorial(["close w0.25", "far w1, perturbed to 0.7"])]
     assert names == ["w0", "w0, band", "w0, perturbed", "w0, perturbed, band", "far w0.5", "far w0.5, band",
                      "far w0.5, perturbed", "far w0.5, perturbed, band", "far w0..1", "w0, annealed", "far w0.5, annealed",
-                     "close w0.25"]
-    assert len(factorial(FAR)) == len(factorial(None)) == 11
-    assert len(FRONTIER) == 1 + 5 * 3 + 1
+                     "close w0.25", "far w1, perturbed to 0.7"]
+    assert len(factorial([FAR, f"{FAR}, perturbed"])) == len(factorial()) == 11
+    assert len(FRONTIER) == 1 + 5 * 3 + 1 + 2 * 3 + 1
+    assert sum(arm.is_plain for arm in FRONTIER.values()) == 17
 
 
 # ---- the whole of it -------------------------------------------------------------------------------------------------
@@ -127,7 +137,7 @@ def faces(tmp_path_factory) -> Path:
 @pytest.fixture
 def small(faces, monkeypatch):
     """Sets of 9 x 3 images in few steps, two arms in the frontier and three in the factorial, one of them filtered."""
-    arms = {arm.name: arm for arm in factorial(None)}
+    arms = {arm.name: arm for arm in factorial()}
     few = [arms[name] for name in (W0, FAR, f"{FAR}, band")]
     monkeypatch.setattr(experiment, "FRONTIER", {name: FRONTIER[name] for name in (W0, FAR)})
     monkeypatch.setattr(experiment, "factorial", lambda best: few)
@@ -144,6 +154,12 @@ def test_the_estimate_comes_first_and_what_does_not_fit_is_left(small, tmp_path,
     assert "frontier: 2 sets to make, 60 images to draw" in printed
     assert "factorial: 3 sets to make, 72 images to draw" in printed and "ceiling: 1 sets to make, 0 images to draw" in printed
     assert "6 trials did not fit into 0 minutes (the first: frontier, w0, seed 0)" in printed
+    run(experiment, *small, "--minutes", "0", "--arms", FAR, "--parts", "frontier,factorial", f"paths.output={tmp_path}")
+    printed = capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        run(experiment, *small, "--arms", "far w3", f"paths.output={tmp_path}")
+    assert "'far w3' is none; choose from w0; far w0.5;" in capsys.readouterr().err
+    assert "frontier: 1 sets to make, 30 images to draw" in printed and "factorial: 1 sets to make, 36 images to draw" in printed
     assert not (tmp_path / "contexts").exists() and not (tmp_path / "experiment" / "runs").exists()
     pairs, same = read_lfw_pairs(tmp_path / "experiment" / "lfw_folds_9_and_10_pairs.txt")
     whole, _ = read_lfw_pairs(faces / "pairs.txt")
@@ -170,7 +186,7 @@ def test_a_small_experiment_goes_on_after_a_kill_to_the_same_tables(small, tmp_p
     table = (tmp_path / "whole" / "experiment" / "experiment.md").read_text()
     document = (tmp_path / "docs" / "experiment.md").read_text()
     assert document.startswith("Prose.\n") and document.endswith("\nEarlier.") and "stale" not in document and table in document
-    assert (tmp_path / "docs" / "demo" / "frontier.png").stat().st_size > 10_000
+    assert all((tmp_path / "docs" / "demo" / f"{name}.png").stat().st_size > 10_000 for name in ("frontier", "factorial"))
     assert all(f"| {name} (1) |" in table for name in (CEILING.name, W0, FAR, f"{FAR}, band"))
     assert f"| {FAR}, band | {W0} | 1 |" in table and f"| {W0} | {FAR} | 1 |" in table
     assert not list((tmp_path / "whole").glob("experiment/runs/*/fr/faces-*"))
@@ -209,7 +225,7 @@ def test_people_of_the_ceiling_are_as_many_images_and_none_is_tested(small, tmp_
     ceiling, other = (Trial("ceiling", CEILING, seed, Images(10, 3)) for seed in (1, 2))
     assert "fr.identities=6" in laboratory.arguments(ceiling)
     assert laboratory.record(ceiling).file != laboratory.record(other).file
-    plain = Trial("factorial", factorial(None)[0], 1, Images(9, 3))
+    plain = Trial("factorial", factorial()[0], 1, Images(9, 3))
     before = laboratory.record(plain).decides
     laboratory.spare = 2  # a trial never chooses from what another one has drawn
     assert laboratory.record(plain).decides == before | {"run": before["run"].replace("12x3", "12x6")}
