@@ -53,7 +53,8 @@ def main() -> None:
                 places.scores(run.folder, config) / "histograms.npz")) for run in scored]) if scored else None,
             "metrics": metric_table(runs, config) if scored else None, "pairs": sections.similar_pairs(runs, pictures),
             "alignment": sections.alignment(runs, pictures), "training": sections.training(runs),
-            "verification": verification_table(runs), "benchmarks": VERIFIED} | sections.provenance(runs)
+            "verification": verification_table(runs), "benchmarks": VERIFIED,
+            "what_to_use": sections.WHAT_TO_USE} | sections.provenance(runs)
     page["faces"] = sections.faces(runs, pictures)  # last: they fill what the others leave
     target = places.report(together)
     write_text(target, render(page))

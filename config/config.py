@@ -301,6 +301,9 @@ LFW = {  # make lfw: alignment, verification and scores of real faces
     "verify.lfw_pairs": ("data/lfw/pairs.txt",),
 }
 
+# Images that train better recognisers (docs/experiment.md); needs nothing that is not included.
+RECOMMENDED = {"variety.cone": 0.7, "variety.cone_noise": "contexts", "variety.cone_bound": "safe"}
+
 EXPERIMENT = {  # make experiment: recognisers trained on equal numbers of images, in minutes on two cores
     "contexts.number": 1000,
     "sampling.precision": "fp32",
@@ -320,6 +323,7 @@ EXPERIMENT = {  # make experiment: recognisers trained on equal numbers of image
 
 PRESETS = {
     "demo": {},
+    "recommended": RECOMMENDED,
     "lfw": LFW,
     "experiment": EXPERIMENT,
     "paper_ffhq": PAPER_FFHQ,

@@ -13,6 +13,7 @@ import pytest
 
 from config import load
 from config.config import PRESETS, Config
+from utils.reporting.sections import WHAT_TO_USE
 from utils.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -195,6 +196,11 @@ def is_said(quoted: str, said: list[str]) -> bool:
     parts = [part.strip("; ") for part in re.split(r"\.\.\.", quoted) if re.search(r"\w", part)]
     pattern = re.compile(".*?".join(map(re.escape, parts)), re.S)
     return bool(parts) and any(pattern.search(text) for text in said)
+
+
+def test_the_report_says_what_readme_says_of_what_to_use():
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").replace("`", "").split())
+    assert WHAT_TO_USE in readme and "--preset recommended" in WHAT_TO_USE
 
 
 def test_messages_that_are_quoted_exist():
