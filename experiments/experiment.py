@@ -25,7 +25,7 @@ from experiments.experiment_trials import CEILING, FRONTIER, RATES, Arm, Laborat
 from experiments.options import parse
 from experiments.solver_trials import Images
 from utils.runtime import ranks as distributed
-from utils.runtime.errors import run_script
+from utils.runtime.errors import UserError, run_script
 
 PARTS = ("frontier", "ceiling", "factorial")
 FRONTIER_SEED = 0
@@ -67,10 +67,10 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--frontier", type=images, default=Images(100, 10), help="identities x images of its sets")
     parser.add_argument("--sets", type=images, default=Images(200, 15), help="identities x images of the factorial's sets")
     parser.add_argument("--arms", type=arms, default=(), help="only these, by their names in the tables, separated by "
-                        "semicolons; the factorial then takes any of the frontier's")
+                        "semicolons; the factorial then takes any of the frontier's, and the tables have no others")
     parser.add_argument("--seeds", type=lambda text: tuple(map(int, text.split(","))), default=(1, 2, 3, 4, 5))
     parser.add_argument("--spare", type=float, default=1.6, help="times as many images are drawn where a band filter chooses")
-    parser.add_argument("--docs", action="store_true", help="write the tables and the plot into docs/ too")
+    parser.add_argument("--docs", action="store_true", help="write the tables and the plots into docs/ too")
     return parse(parser)
 
 
@@ -129,9 +129,11 @@ class Study:
             slow, fast = (one / 3600 for one in seconds(counts))
             print(f"{part}: {counts['trials']} sets to make, {counts['align']:,.0f} images to draw; TFLOP: "
                   f"{counts['draw'] / 1e3:,.0f} drawing, {counts['train'] / 1e3:,.0f} training; {fast:.1f} to {slow:.1f} h")
+        if not totals:
+            raise UserError("--arms: none of them is in --parts; leave one of the two out")
         slow, fast = (sum(one) / 3600 for one in zip(*map(seconds, totals.values()), strict=True))
-        print(f"all: {fast:.1f} to {slow:.1f} h at the rates that two cores were seen to have, besides another arm for the best "
-              f"plain negative; at most {self.options.minutes / 60:.1f} h now; {self.laboratory.kind}", flush=True)
+        print(f"all: {fast:.1f} to {slow:.1f} h at the rates that two cores were seen to have, besides two arms at most for the "
+              f"best of the frontier; at most {self.options.minutes / 60:.1f} h now; {self.laboratory.kind}", flush=True)
 
 
 def seconds(work: dict[str, float]) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""The tables and the plot of experiments/experiment.py, and its verdicts."""
+"""The tables and the plots of experiments/experiment.py, and its verdicts."""
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -143,8 +143,9 @@ class Report:
                 both = seeds.keys() & self.trained()[base].keys()
                 if arm != base and both:
                     cells = [self.interval(arm, base, test, measure) for test, measure in measures]
-                    lines.append(f"| {arm} | {base} | {len(both)} | " + " | ".join(cells)
-                                 + f" | {'' if arm == CEILING.name else 'yes' if self.helps(arm, base) else 'no'} |")
+                    is_told = arm != CEILING.name and len(both) > 1
+                    cells.append(("yes" if self.helps(arm, base) else "no") if is_told else "")
+                    lines.append(f"| {arm} | {base} | {len(both)} | " + " | ".join(cells) + " |")
         return [*lines, ""]
 
     def interval(self, arm: str, base: str, test: str, measure: str) -> str:
