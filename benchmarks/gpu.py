@@ -54,7 +54,7 @@ PARTS = {
         "Training the recogniser", "benchmarks.training", "benchmarks.training --backbone mobilefacenet --batch 2 --steps 1 "
         "--images 8 --no-compile", 6, "From packed faces to the optimiser's step; goal on one H200: 8,000 images/s."),
     "embedding": Part(
-        "Embedding", "benchmarks.embedding", "benchmarks.embedding --faces 4 --backbones mobilefacenet", 2,
+        "Embedding", "benchmarks.embedding", "benchmarks.embedding --faces 4 --backbones iresnet100", 2,
         "Without reading files."),
     "negatives": Part(
         "Choosing negatives", "benchmarks.negatives 10050", "benchmarks.negatives 50", 2, "On this machine's CPU."),

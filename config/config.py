@@ -209,8 +209,8 @@ class Verify:
                                          "FAR 1e-2, 1e-3 and, of a million impostor pairs or more, 1e-4")
     people: tuple[str, ...] = setting((), "for each folder of verify.all_pairs, a file with the names of the identities to "
                                       "score, one per line; folders beyond those are scored whole")
-    images_per_identity: int = setting(0, "at most so many images of each identity of verify.all_pairs, the first ones: genuine "
-                                       "pairs grow with their square; 0: all", minimum=0)
+    images_per_identity: int = setting(0, "images of each identity of verify.all_pairs that are scored, the first ones: its "
+                                       "genuine pairs grow with their square; 0: all", minimum=0)
     bins: str = setting("", "folder with insightface's lfw.bin, agedb_30.bin, cfp_fp.bin, calfw.bin, cplfw.bin")
     ijbc: str = setting("", "folder with IJB-C: loose_crop/ and meta/")
 

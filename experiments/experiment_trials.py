@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from config import places
-from config.config import Config
+from config.config import RECOMMENDED, Config
 from config.load import load_config
 from experiments.demo import STRATEGIES, stage
 from experiments.solver_trials import Images, generator_gflop, gflop, processor
@@ -32,7 +32,7 @@ from utils.runtime.records import Record, State
 
 W = (0.25, 0.5, 1.0)
 W0, FAR = "w0", "far w0.5"
-CONE = ("variety.cone=0.7", "variety.cone_noise=contexts", "variety.cone_bound=safe")  # safe: here narrower than 0.7
+CONE = tuple(f"{name}={value}" for name, value in RECOMMENDED.items() if name.startswith("variety."))
 WIDE = ("variety.cone_noise=contexts", "variety.cone_bound=fixed")
 BAND = "align.band=0.2,0.6"  # of the included generator's faces at w = 0 six in seven
 LOST, SPARE = 1.05, 1.3  # times as many identities are drawn: those that lose a face, or many to the band, are left out

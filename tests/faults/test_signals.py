@@ -120,8 +120,8 @@ def photos(tmp_path_factory) -> Path:
     ("parent", signal.SIGTERM, 143, [f"error: terminated; {AGAIN}"]),
     ("all", signal.SIGTERM, 143, [f"error: terminated; {AGAIN}"]),
     ("all", signal.SIGINT, 130, [f"error: interrupted; {AGAIN}"]),  # as a terminal sends it
-    ("a worker", signal.SIGKILL, 2, ["error: a worker process was killed (out of memory?); set align.processes (in "
-                                     f"a training run the environment's OMP_NUM_THREADS) lower and {AGAIN}"])],
+    ("a worker", signal.SIGKILL, 2, ["error: a worker process was killed (out of memory?); set align.processes "
+                                     f"(when training, the environment's OMP_NUM_THREADS) lower and {AGAIN}"])],
     ids=["killed", "terminated", "all terminated", "Ctrl-C", "a worker killed"])
 def test_no_worker_outlives_a_stopped_alignment(photos, tmp_path, whom, sent, code, lines):
     process = start("-c", ALIGN, "device=cpu", f"paths.output={tmp_path}", "paths.run=a", f"align.images={photos}",

@@ -88,4 +88,6 @@ def test_the_rehearsal(tmp_path, monkeypatch):
         ("sampling", "parity", "training", "embedding"), 0)
     page = (tmp_path / "gpu.md").read_text()
     assert "| fp32 | 0.0e+00 | 0.00 | 1.0000 |" in page  # the CPU against itself
-    assert all(f"| {row} | " in page for row in ("published, fp32", "ours, bf16", "training, bf16", "mobilefacenet"))
+    assert all(f"| {row} | " in page for row in ("published, fp32", "ours, bf16", "training, bf16"))
+    # untrained, without statistics its blocks double what they get, beyond what is finite
+    assert "| backbone | embeddings/s |\n|---|---|\n| iresnet100 | " in page

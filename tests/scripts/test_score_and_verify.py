@@ -340,7 +340,7 @@ def test_several_pair_lists_and_all_pairs(output, settings, lfw, backbone, capsy
         assert found["per_cent"] == ({"TAR@1e-2": pytest.approx(100 * expected.tar[0.01])} if chosen.all() else {})
         assert f"| {name} | {chosen.sum()} |" in printed
 
-    # at most so many of each person's images, the first ones: no genuine pairs of one
+    # the first images of each person alone; of one image there are no genuine pairs
     run(verify_fr, *settings, f"verify.all_pairs={folder}", "verify.images_per_identity=2")
     assert verification(output)["all_pairs"][str(folder)]["per_cent"] == result["all_pairs"][str(folder)]["per_cent"]
     with pytest.raises(UserError, match="no genuine pair"):

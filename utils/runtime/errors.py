@@ -36,7 +36,7 @@ FIXES = {
 }
 LESS_MEMORY = ("lower sampling.batch_size, fr.batch_size, diffusion.batch_size or align.processes, and where that is refused "
                "for what was begun, give it another name (paths.run, fr.name, training.name)")
-WORKER_KILLED = ("a worker process was killed (out of memory?); set align.processes (in a training run the environment's "
+WORKER_KILLED = ("a worker process was killed (out of memory?); set align.processes (when training, the environment's "
                  f"OMP_NUM_THREADS) lower and {AGAIN}")
 
 
