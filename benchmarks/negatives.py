@@ -3,6 +3,7 @@
     python -m benchmarks.negatives
     python -m benchmarks.negatives 10050
 """
+import argparse
 import os
 import resource
 import subprocess
@@ -24,7 +25,9 @@ def measure(strategy: str, number: int) -> None:
 
 
 def main() -> None:
-    number = int(sys.argv[1]) if len(sys.argv) > 1 else NUMBER
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("number", nargs="?", type=int, default=NUMBER, help="contexts")
+    number = parser.parse_args().number
     print(f"{DIMENSION} wide, {os.cpu_count()} cores")
     print("| strategy | contexts | seconds | CPU seconds | peak memory of the process, GiB | mean similarity |")
     print("|---|---|---|---|---|---|", flush=True)
