@@ -144,8 +144,8 @@ class Align:
                             "training crops", choices=("arcface", "arcface_shifted"), paper="arcface_shifted")
     minimum_face: int = setting(60, "smallest face to look for, by its longer side, in an image whose shorter side is "
                                 "128 px; it scales with the image", unit="px of 128", minimum=1, maximum=127, paper=60)
-    processes: int = setting(0, "worker processes of each rank, each with its detector; 0: one per core (a GPU: at most 4)",
-                             minimum=0)
+    processes: int = setting(0, "worker processes of each rank, each with its detector; 0: one per core (a GPU: one per "
+                             "1,000 images, at most 4)", minimum=0)
     keep_identities: int = setting(0, "keep the first `keep_identities` identities with enough faces; 0: all", minimum=0,
                                    paper=10000)
     keep_images: int = setting(0, "faces that an identity must have to be kept, and how many of them are kept; 0: all faces "

@@ -7,12 +7,12 @@ Writes  <output>/experiment/trials/: each trial, kept as it goes; run again, it 
     python -m experiments.experiment
     python -m experiments.experiment --minutes 600 --docs scores.recogniser=data/mobilefacenet_independent.ncnn.param
 
-First the frontier, one seed: w = 0, the paper's five strategies at three w, AdaptDiff, and with perturbed contexts Far, at two
-w in three cones, and AdaptDiff; a recogniser trained on each set. Then, for one seed after the other, recognisers of as many
-real faces (the ceiling) and of each arm of the factorial: images, contexts and training anew with each seed, paired
-differences from w = 0 and from the plain negatives. fp32; trials of other weights or of another kind of processor are made
-anew. Settings go to every stage; the solver is that of the settings. Processes may share the output, each with --seeds of its
-own; the tables of all of them are written by one more run with all seeds.
+First the frontier: w = 0, the paper's five strategies at three w, AdaptDiff, and with perturbed contexts Far, at two w in three
+cones, and AdaptDiff; a recogniser trained on each set. Then, for one seed after the other, recognisers of as many real faces
+(the ceiling), of each arm of the factorial, and of w = 0 and Far of many identities with few images each: contexts, images and
+training anew with each seed, paired differences from w = 0 and from the plain negatives. fp32; trials of other weights or of
+another kind of processor are made anew. Settings go to every stage; the solver is that of the settings. Processes may share the
+output, each with --seeds of its own; the tables of all of them are written by one more run with all seeds.
 """
 import argparse
 import time
@@ -21,14 +21,13 @@ from collections.abc import Iterable, Iterator
 from config import places
 from config.load import load_config
 from experiments.experiment_report import Report
-from experiments.experiment_trials import CEILING, FRONTIER, RATES, Arm, Laboratory, TooFewError, Trial, factorial
+from experiments.experiment_trials import CEILING, FRONTIER, IDENTITIES, RATES, Arm, Laboratory, TooFewError, Trial, factorial
 from experiments.options import parse
 from experiments.solver_trials import Images
 from utils.runtime import ranks as distributed
 from utils.runtime.errors import UserError, run_script
 
-PARTS = ("frontier", "ceiling", "factorial")
-FRONTIER_SEED = 0
+PARTS = ("frontier", "ceiling", "factorial", "identities")
 
 
 def main() -> None:
@@ -61,14 +60,21 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
                 raise argparse.ArgumentTypeError(f"'{name}' is none; choose from {'; '.join(known)}")
         return chosen
 
+    def seeds(text: str) -> tuple[int, ...]:
+        return tuple(map(int, text.split(",")))
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=1200, help="begin no trial that would not end within them")
-    parser.add_argument("--parts", type=parts, default=PARTS, help="frontier, ceiling, factorial, separated by commas")
+    parser.add_argument("--parts", type=parts, default=PARTS, help=f"{', '.join(PARTS)}, separated by commas")
     parser.add_argument("--frontier", type=images, default=Images(100, 10), help="identities x images of its sets")
     parser.add_argument("--sets", type=images, default=Images(200, 15), help="identities x images of the factorial's sets")
+    parser.add_argument("--identities", type=lambda text: tuple(map(images, text.split(","))), help="identities x images of the "
+                        "sets of many, sizes separated by commas", default=(Images(750, 4), Images(3000, 4)))
     parser.add_argument("--arms", type=arms, default=(), help="only these, by their names in the tables, separated by "
                         "semicolons; the factorial then takes any of the frontier's, and the tables have no others")
-    parser.add_argument("--seeds", type=lambda text: tuple(map(int, text.split(","))), default=(1, 2, 3, 4, 5))
+    parser.add_argument("--seeds", type=seeds, default=(1, 2, 3, 4, 5), help="of all but the frontier")
+    parser.add_argument("--frontier-seeds", type=seeds, default=(0,), help="others than those of the factorial, whose arms the "
+                        "frontier chooses")
     parser.add_argument("--spare", type=float, default=1.6, help="times as many images are drawn where a band filter chooses")
     parser.add_argument("--docs", action="store_true", help="write the tables and the plots into docs/ too")
     return parse(parser)
@@ -85,7 +91,8 @@ class Study:
         """In their order; what is best of the frontier is asked for when the factorial begins."""
         options = self.options
         if "frontier" in options.parts:
-            yield from (Trial("frontier", arm, FRONTIER_SEED, options.frontier) for arm in self.chosen(FRONTIER.values()))
+            yield from (Trial("frontier", arm, seed, options.frontier) for seed in options.frontier_seeds
+                        for arm in self.chosen(FRONTIER.values()))
         for seed in options.seeds:
             if "ceiling" in options.parts:
                 yield Trial("ceiling", CEILING, seed, options.sets)
@@ -93,6 +100,8 @@ class Study:
                 best = [*self.report.best_of_frontier(), *(name for name in options.arms if name in FRONTIER)]
                 arms = self.chosen(factorial(dict.fromkeys(best)))
                 yield from (Trial("factorial", arm, seed, options.sets) for arm in arms)
+            if "identities" in options.parts:
+                yield from (Trial("identities", arm, seed, one) for one in options.identities for arm in self.chosen(IDENTITIES))
 
     def chosen(self, arms: Iterable[Arm]) -> list[Arm]:
         """Those of --arms."""
@@ -103,7 +112,7 @@ class Study:
             begun, is_made = time.monotonic(), self.laboratory.is_made(trial)
             expected = seconds(self.laboratory.work(trial))[0]  # of one core or a busy machine, until there is a first trial
             if not is_made and begun - self.begun + expected * self.speed > 60 * self.options.minutes:
-                self.skipped.append(f"{trial.part}, {trial.arm.name}, seed {trial.seed}")
+                self.skipped.append(f"{trial.group}, {trial.arm.name}, seed {trial.seed}")
                 continue
             try:
                 self.report.add(trial, self.laboratory.figures(trial))
@@ -119,8 +128,8 @@ class Study:
         totals: dict[str, dict[str, float]] = {}
         runs: set[tuple] = set()
         for trial in self.trials():
-            counts = totals.setdefault(trial.part, dict.fromkeys(RATES, 0.0) | {"trials": 0})
-            run = trial.part, trial.arm.settings, trial.seed
+            counts = totals.setdefault(trial.group, dict.fromkeys(RATES, 0.0) | {"trials": 0})
+            run = trial.group, trial.arm.settings, trial.seed
             if not self.laboratory.is_made(trial):
                 for name, amount in (self.laboratory.work(trial, is_drawn=run in runs) | {"trials": 1}).items():
                     counts[name] += amount

@@ -11,6 +11,7 @@ from scipy.stats import t as student
 from experiments import documents
 from experiments.demo import STRATEGIES
 from experiments.experiment_trials import CEILING, FRONTIER, W0, Trial
+from experiments.solver_trials import Images
 from utils.runtime.figures import save_figure
 from utils.runtime.files import write_text
 
@@ -20,6 +21,7 @@ OF_TESTS = {"accuracy": "pairs, %", "TAR@1e-2": "TAR at FAR 1e-2, %", "TAR@1e-3"
 POINTS, RATIO = 3.0, 1.3
 
 Figures = Mapping[str, Any]
+Trials = Mapping[str, Mapping[int, Figures]]  # arm, seed
 
 
 def t_interval(values: Sequence[float], level: float = 0.9) -> tuple[float, float, float]:
@@ -45,10 +47,12 @@ class Report:
 
     def __init__(self, folder: Path, kind: str, docs: bool) -> None:
         self.folder, self.kind, self.docs = folder, kind, docs
-        self.known: dict[str, dict[str, dict[int, Figures]]] = {}  # part, arm, seed
+        self.known: dict[str, dict[str, dict[int, Figures]]] = {}  # group of trials, arm, seed
+        self.images: dict[str, Images] = {}  # group
 
     def add(self, trial: Trial, figures: Figures) -> None:
-        self.known.setdefault(trial.part, {}).setdefault(trial.arm.name, {})[trial.seed] = figures
+        self.images[trial.group] = trial.images
+        self.known.setdefault(trial.group, {}).setdefault(trial.arm.name, {})[trial.seed] = figures
         self.write()
 
     def draw(self) -> None:
@@ -64,31 +68,34 @@ class Report:
         return list(next(iter(next(iter(next(iter(self.known.values())).values())).values()))["tests"])
 
     def best_of_frontier(self) -> list[str]:
-        """Of the plain negatives and of those with variety: the highest geometric mean of TAR at both FARs on all tests."""
+        """Of the plain negatives and of those with variety: the highest geometric mean of TAR at both FARs on all tests, of the
+        seeds that all have."""
         arms = self.known.get("frontier", {})
-        tar = {arm: sum(math.log(max(test.get(name, 0), 1e-3)) for figures in seeds.values() for test in figures["tests"].values()
+        shared = set.intersection(*map(set, arms.values())) if arms else set()
+        tar = {arm: sum(math.log(max(test.get(name, 0), 1e-3)) for seed in shared for test in seeds[seed]["tests"].values()
                         for name in ("TAR@1e-2", "TAR@1e-3")) for arm, seeds in arms.items()}
         ranked = sorted(arms.keys() - {W0}, key=lambda arm: (-tar[arm], arm))
         return [arm for is_plain in (True, False) for arm in [one for one in ranked if FRONTIER[one].is_plain == is_plain][:1]]
 
-    def baselines(self) -> list[str]:
-        """w = 0 and the negatives without anything else, of those in the factorial."""
-        return [arm for arm in self.known["factorial"] if arm in FRONTIER and FRONTIER[arm].is_plain]
+    def baselines(self, group: str) -> list[str]:
+        """w = 0 and the negatives without anything else; of the frontier only the best of them."""
+        bases = [arm for arm in self.known.get(group, {}) if arm in FRONTIER and FRONTIER[arm].is_plain]
+        return [arm for arm in bases if group != "frontier" or arm in (W0, *self.best_of_frontier()[:1])]
 
-    def paired(self, arm: str, base: str, test: str, measure: str) -> tuple[float, float, float] | None:
+    def paired(self, arm: str, base: str, test: str, measure: str, group: str = "factorial") -> tuple[float, float, float] | None:
         """The mean of `difference` over the seeds that both have, and its 90% interval."""
-        ours, theirs = self.trained()[arm], self.trained()[base]
+        ours, theirs = self.trained(group)[arm], self.trained(group)[base]
         found = [difference(ours[seed], theirs[seed], test, measure) for seed in sorted(ours.keys() & theirs.keys())]
         return t_interval(found) if found and None not in found else None
 
-    def trained(self) -> dict[str, dict[int, Figures]]:
-        """Arm, seed: of the ceiling and the factorial."""
-        return self.known.get("ceiling", {}) | self.known.get("factorial", {})
+    def trained(self, group: str = "factorial") -> Trials:
+        """All of a group; the ceiling is compared with the factorial."""
+        return (self.known.get("ceiling", {}) if group == "factorial" else {}) | self.known.get(group, {})
 
-    def helps(self, arm: str, base: str) -> bool:
+    def helps(self, arm: str, base: str, group: str = "factorial") -> bool:
         """POINTS more accuracy or RATIO times the TAR at FAR 1e-2 on LFW, the interval clear of nothing, and on all tests."""
         for measure, wanted in (("accuracy", POINTS), ("TAR@1e-2", math.log(RATIO))):
-            found = [self.paired(arm, base, test, measure) for test in self.tests()]
+            found = [self.paired(arm, base, test, measure, group) for test in self.tests()]
             if None not in found and found[0][0] >= wanted and all(low > 0 for _, low, _ in found):
                 return True
         return False
@@ -96,7 +103,8 @@ class Report:
     # ---- tables ------------------------------------------------------------------------------------------------------
 
     def write(self) -> None:
-        text = "\n".join([f"Measured on {self.kind}.", "", *self.frontier(), *self.factorial(), *self.differences()]) + "\n"
+        lines = [line for group in self.groups() for line in self.group(group)]
+        text = "\n".join([f"Measured on {self.kind}.", "", *lines]) + "\n"
         write_text(self.folder / "experiment.md", text)
         if self.docs:
             text += "".join(f"\n![{what}](demo/{part}.png)\n" for part, what in ALT.items() if part in self.known)
@@ -117,39 +125,43 @@ class Report:
         cells += [cell([one["tests"][test].get(key) for one in trials], 2) for test in self.tests() for key in OF_TESTS]
         return f"| {name} | " + " | ".join(cells) + " |"
 
-    def frontier(self) -> list[str]:
-        arms = self.known.get("frontier", {})
-        rows = [self.row(arm, list(seeds.values())) for arm, seeds in arms.items()]
-        return ["## The frontier: one seed", "", *self.header("images"), *rows, ""] if rows else []
+    def groups(self) -> list[str]:
+        """In the order of the tables."""
+        several = dict.fromkeys("factorial" if group == "ceiling" else group for group in self.known)
+        return sorted(several, key=lambda group: list(TITLES).index(group.partition(" ")[0]))
 
-    def factorial(self) -> list[str]:
-        rows = [self.row(f"{arm} ({len(seeds)})", list(seeds.values())) for part in ("ceiling", "factorial")
-                for arm, seeds in self.known.get(part, {}).items()]
-        return ["## Recognisers trained on equal numbers of images", "", "In brackets the number of seeds; +- is the standard "
-                "deviation over them.", "", *self.header("images"), *rows, ""] if rows else []
+    def group(self, group: str) -> list[str]:
+        """What is known of a group: a row for each arm, and the paired differences."""
+        rows = [self.row(f"{arm} ({len(seeds)})", list(seeds.values())) for arm, seeds in self.trained(group).items()]
+        images = self.images.get(group) or self.images["ceiling"]
+        return [f"## {TITLES[group.partition(' ')[0]]}: {images.identities} identities x {images.each} images", "",
+                "In brackets the number of seeds; +- is the standard deviation over them.", "", *self.header("images"), *rows, "",
+                *self.differences(group)]
 
-    def differences(self) -> list[str]:
-        if "factorial" not in self.known:
+    def differences(self, group: str) -> list[str]:
+        """Empty where there is nothing to compare with, or, of the frontier, only one seed."""
+        trials, bases = self.trained(group), self.baselines(group)
+        if not bases or group == "frontier" and max(map(len, trials.values())) == 1:
             return []
         measures = [(test, measure) for test in self.tests() for measure in OF_TESTS]
         columns = [f"{test}: {'points' if measure == 'accuracy' else 'ratio of ' + OF_TESTS[measure].removesuffix(', %')}"
                    for test, measure in measures]
-        lines = ["## Paired differences", "", "Of the seeds that both have, with 90% intervals by Student's t; ratios are "
-                 f"geometric means. *Helps*: {POINTS:g} points or {RATIO:g} times the TAR at FAR 1e-2 on LFW's held-out folds, "
-                 "the interval clear of no difference there and on the other test sets.", "",
+        lines = ["Paired differences of the seeds that both have, with 90% intervals by Student's t; ratios are geometric means. "
+                 f"*Helps*: {POINTS:g} points or {RATIO:g} times the TAR at FAR 1e-2 on LFW's held-out folds, the interval clear "
+                 "of no difference there and on the other test sets.", "",
                  "| images | against | seeds | " + " | ".join(columns) + " | helps |", "|" + "---|" * (len(columns) + 4)]
-        for base in self.baselines():
-            for arm, seeds in self.trained().items():
-                both = seeds.keys() & self.trained()[base].keys()
+        for base in bases:
+            for arm, seeds in trials.items():
+                both = seeds.keys() & trials[base].keys()
                 if arm != base and both:
-                    cells = [self.interval(arm, base, test, measure) for test, measure in measures]
+                    cells = [self.interval(arm, base, test, measure, group) for test, measure in measures]
                     is_told = arm != CEILING.name and len(both) > 1
-                    cells.append(("yes" if self.helps(arm, base) else "no") if is_told else "")
+                    cells.append(("yes" if self.helps(arm, base, group) else "no") if is_told else "")
                     lines.append(f"| {arm} | {base} | {len(both)} | " + " | ".join(cells) + " |")
         return [*lines, ""]
 
-    def interval(self, arm: str, base: str, test: str, measure: str) -> str:
-        found = self.paired(arm, base, test, measure)
+    def interval(self, arm: str, base: str, test: str, measure: str, group: str) -> str:
+        found = self.paired(arm, base, test, measure, group)
         if found is None:
             return ""
         value, low, high = found if measure == "accuracy" else map(math.exp, found)
@@ -173,14 +185,13 @@ class Report:
         return figure
 
     def plot_frontier(self) -> Figure:
-        """Accuracy and TAR on the first test set against genuine mean and Vendi score, a point for each set of the frontier."""
+        """Accuracy and TAR on the first test set against genuine mean and Vendi score; a point is the mean of an arm."""
         figure, test, kinds = Figure(figsize=(11, 8), layout="constrained"), self.tests()[0], [*STRATEGIES, "adaptdiff"]
         for line, measure in zip(figure.subplots(2, 2), ("accuracy", "TAR@1e-2"), strict=True):
             for axes, key in zip(line, ("genuine_mean", "vendi"), strict=True):
                 for arm, seeds in self.known["frontier"].items():
-                    one, = seeds.values()
-                    if measure in one["tests"][test]:
-                        at = one[key], one["tests"][test][measure]
+                    if all(measure in one["tests"][test] for one in seeds.values()):
+                        at = mean(one[key] for one in seeds.values()), mean(one["tests"][test][measure] for one in seeds.values())
                         colour = "black" if arm == W0 else f"C{kinds.index(arm.split()[0].rstrip(','))}"
                         axes.plot(*at, "o" if FRONTIER[arm].is_plain else "^", color=colour)
                         axes.annotate(arm, at, fontsize=7, xytext=(3, 3), textcoords="offset points")
@@ -188,5 +199,6 @@ class Report:
         return figure
 
 
+TITLES = {"frontier": "Frontier", "factorial": "Factorial", "identities": "More identities"}
 PLOTS = {"frontier": Report.plot_frontier, "factorial": Report.plot_factorial}
 ALT = {"frontier": "Accuracy and TAR against genuine mean and variety", "factorial": "Each arm's TAR as a ratio to that of w = 0"}

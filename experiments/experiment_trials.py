@@ -72,6 +72,9 @@ FRONTIER |= {arm.name: arm for base in (FAR, "far w1") for arm in (
 FRONTIER["adaptdiff, perturbed"] = Arm("adaptdiff, perturbed", FRONTIER["adaptdiff"].settings + CONE)
 
 
+IDENTITIES = [FRONTIER[name] for name in (W0, FAR, f"{FAR}, perturbed")]
+
+
 def factorial(best: Iterable[str] = ()) -> list[Arm]:
     """{w = 0, Far} x {plain, perturbed} x {no filter, band}; w per image and annealing; `best`, others of the frontier."""
     arms = [Arm(", ".join([base, *["perturbed"] * cone, *["band"] * band]), FRONTIER[base].settings + CONE * cone, band)
@@ -83,10 +86,15 @@ def factorial(best: Iterable[str] = ()) -> list[Arm]:
 
 @dataclass(frozen=True)
 class Trial:
-    part: str  # frontier, ceiling or factorial
+    part: str  # frontier, ceiling, factorial or identities
     arm: Arm
     seed: int  # of contexts, noise and training
     images: Images  # that are trained on
+
+    @property
+    def group(self) -> str:
+        """Trials that are compared with one another; the ceiling is with the factorial."""
+        return f"identities {self.images}" if self.part == "identities" else self.part
 
 
 class TooFewError(UserError):
@@ -102,7 +110,7 @@ class Laboratory:
     """
 
     def __init__(self, config: Config, given: Sequence[str], spare: float, device: torch.device) -> None:
-        self.given, self.spare, self.kind = given, spare, processor(device)
+        self.given, self.spare, self.kind, self.contexts = given, spare, processor(device), config.contexts.number
         self.folder, self.verify = places.experiment_folder(config), config.verify
         self.scorer = {"scores.recogniser": backbone_digest(require_file(
             config.scores.recogniser, "scores.recogniser", "give the weights of a recogniser"))}
@@ -132,11 +140,13 @@ class Laboratory:
                 (a, i), (b, j) = (name.partition("/")[2].rsplit("_", 1) for name in pair)
                 lines.append("\t".join([a, i, j] if a == b else [a, i, b, j]))
         people = sorted({name.partition("/")[0] for pair, _ in held_out for name in pair})
-        self.pairs, self.people = (self.folder / f"lfw_folds_9_and_10_{name}.txt" for name in ("pairs", "people"))
+        self.pairs, self.people, self.people_with_faces = (
+            self.folder / f"lfw_folds_9_and_10_{name}.txt" for name in ("pairs", "people", "people_with_faces"))
         write_text(self.pairs, "\n".join(lines) + "\n")
         write_text(self.people, "\n".join(people) + "\n")
         faces = [identity_folders(folder) for folder in folders]
         self.lfw = faces[0]
+        write_text(self.people_with_faces, "\n".join(name for name in people if name in self.lfw) + "\n")
         faces[0] = {name: files for name, files in faces[0].items() if name in people}
         self.test_images = sum(len(files) for folder in faces for files in folder.values())
         self.tests = [listing(folder) for folder in faces] + [file_digest(file) for file in (self.pairs, *lists[1:])]
@@ -153,7 +163,8 @@ class Laboratory:
         """Of every stage."""
         drawn, seed = self.drawn(trial), trial.seed
         chosen = ["--preset", "experiment", *self.given, *trial.arm.settings, f"contexts.seed={seed}", f"sampling.seed={seed}",
-                  f"fr.seed={seed}", f"sampling.identities={drawn.identities}", f"sampling.images_per_identity={drawn.each}",
+                  f"fr.seed={seed}", f"contexts.number={max(self.contexts, drawn.identities)}",
+                  f"sampling.identities={drawn.identities}", f"sampling.images_per_identity={drawn.each}",
                   "fr.keep_list=", "fr.leave_out=", "scores.identities=0", "scores.images_per_identity=0"]
         if trial.arm is CEILING:
             source, number = self.real, ""
@@ -169,7 +180,7 @@ class Laboratory:
         recipe = short(asdict(config.fr), config.training.precision, config.training.compile, str(trial.images), self.kind,
                        source, [BAND, self.selector] if trial.arm.band else "")
         if trial.arm is CEILING:
-            chosen += [f"fr.images={self.verify.lfw_faces[0]}", f"fr.leave_out={self.people}"]
+            chosen += [f"fr.images={self.verify.lfw_faces[0]}", f"fr.leave_out={self.people_with_faces}"]
         run = f"{slug(trial.arm.name.removesuffix(', band'))}-seed{seed}-{source[:8]}{number}"
         others = ",".join(self.verify.lfw_pairs[1:])
         return [*chosen, f"paths.run=experiment/runs/{run}", f"fr.name={recipe}",
@@ -181,7 +192,7 @@ class Laboratory:
     def record(self, trial: Trial) -> Record:
         config = load_config("", arguments=self.arguments(trial))
         # a folder of its own: processes that make something in one folder do it in turn
-        folder = self.folder / "trials" / f"{trial.part}-{slug(trial.arm.name)}-seed{trial.seed}"
+        folder = self.folder / "trials" / f"{slug(trial.group)}-{slug(trial.arm.name)}-seed{trial.seed}"
         return Record(folder / "trial.json", {"run": places.run_folder(config).name, "recogniser": config.fr.name,
                                               "tests": self.tests, **self.scorer}, target=folder / "figures.json")
 

@@ -152,3 +152,11 @@ def test_workers_start_in_a_process_in_which_opencv_has_threads():
 def test_worker_processes_are_as_many_as_there_is_work_for(processes, batches, workers):
     work = FaceBatches([[Path(f"{k}.png")] for k in range(batches)], landmarks_alone, 0.5, torch.device("cpu"))
     assert in_processes(work, processes, torch.device("cpu")).num_workers == workers
+
+
+@pytest.mark.parametrize("images, workers", [(192, 0), (1999, 0), (2000, 2), (3500, 3), (50_000, 4)])
+def test_on_a_gpu_few_images_are_not_worth_another_process(images, workers, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    files = [Path(f"{k}.png") for k in range(images)]
+    work = FaceBatches([files[k : k + 64] for k in range(0, images, 64)], landmarks_alone, 0.5, torch.device("cuda"))
+    assert in_processes(work, 0, work.device).num_workers == workers

@@ -56,6 +56,34 @@ def report(tmp_path):
     return report
 
 
+def test_the_frontier_is_compared_by_pairs_where_it_has_several_seeds(report):
+    report.fill(W0, (70, 20), part="frontier")
+    report.fill(FAR, (71, 22), part="frontier")
+    report.fill("close w0.5", (72, 21), part="frontier")
+    assert report.differences("frontier") == []  # one seed says nothing
+    report.fill(W0, (70, 20), (80, 30), part="frontier")
+    report.fill(FAR, (71, 22), (81, 33), part="frontier")
+    text = (report.folder / "experiment.md").read_text()
+    frontier, factorial = text.split("## ")[1:]
+    assert frontier.startswith("Frontier: 2 identities x 2 images") and factorial.startswith("Factorial: 2 identities x 2 images")
+    assert f"| {FAR} | w0 | 2 | +1.00 (+1.00 to +1.00) | 1.10 (1.10 to 1.10) |" in frontier
+    assert f"| {FAR} (2) | 0.400 +- 0.000 |" in frontier and f"| {FAR} (3) |" in factorial
+    # against w = 0 and the best plain negative, of the seed that all have; not against every other
+    assert f"| close w0.5 | {FAR} | 1 | +1.00 | 0.95 |" in frontier and "| w0 | close w0.5 |" not in frontier
+    assert "| w0 | close w0.5 |" in factorial
+    assert len(report.plot_frontier().axes[0].lines) == 3
+
+
+def test_sets_of_several_numbers_of_identities_are_told_apart(report):
+    for images, tar in ((Images(750, 4), 20), (Images(3000, 4), 30)):
+        for arm, times in ((W0, 1.0), (FAR, 1.2)):
+            report.add(Trial("identities", Arm(arm), 1, images), figures(70, tar * times))
+    *_, few, many = (report.folder / "experiment.md").read_text().split("## ")
+    assert few.startswith("More identities: 750 identities x 4") and many.startswith("More identities: 3000 identities x 4")
+    for text in (few, many):
+        assert f"| {FAR} | w0 | 1 | +0.00 | 1.20 |" in text
+
+
 def test_pairs_are_of_the_seeds_that_both_have(report):
     report.fill("new", (74, 20), (76, 20))
     # 4 and 5: standard error 0.5; t of 0.95 with 1 degree of freedom is 6.31375
@@ -86,7 +114,7 @@ def test_what_helps(report, values, helps):
 
 def test_arms_are_compared_with_plain_negatives_and_the_best_of_the_frontier_join_them(report):
     report.fill("far w0.5, perturbed", (90, 20), (90, 20), (90, 20))
-    assert report.baselines() == [W0, FAR, "close w0.5"]
+    assert report.baselines("factorial") == [W0, FAR, "close w0.5"]
     assert report.best_of_frontier() == []
     report.fill("null w1", (60, 20), part="frontier")
     report.fill("mid w0.25", (50, 19, 60, 11), part="frontier")  # 19 x 11 is more than 20 x 10
@@ -136,13 +164,16 @@ def faces(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def small(faces, monkeypatch):
-    """Sets of 9 x 3 images in few steps, two arms in the frontier and three in the factorial, one of them filtered."""
+    """Sets of 9 x 3 images in few steps: two arms in the frontier and three in the factorial, one of them filtered; and one of
+    10 x 2."""
     arms = {arm.name: arm for arm in factorial()}
     few = [arms[name] for name in (W0, FAR, f"{FAR}, band")]
     monkeypatch.setattr(experiment, "FRONTIER", {name: FRONTIER[name] for name in (W0, FAR)})
     monkeypatch.setattr(experiment, "factorial", lambda best: few)
+    monkeypatch.setattr(experiment, "IDENTITIES", [FRONTIER[W0]])
     monkeypatch.setattr(experiment_trials, "BAND", "align.band=-1,1")
-    return ["--frontier", "9x3", "--sets", "9x3", "--seeds", "1", "--spare", "1", "device=cpu", "contexts.number=12",
+    return ["--frontier", "9x3", "--sets", "9x3", "--identities", "10x2", "--seeds", "1", "--spare", "1",
+            "device=cpu", "contexts.number=12",
             "sampling.identities=1", "sampling.steps=6", "align.processes=1", "fr.epochs=1", "fr.milestones=", "fr.batch_size=8",
             f"contexts.recogniser={faces / 'contexts.pth'}", f"verify.lfw_faces={faces / 'aligned'}",
             f"verify.lfw_pairs={faces / 'pairs.txt'}"]
@@ -153,7 +184,8 @@ def test_the_estimate_comes_first_and_what_does_not_fit_is_left(small, tmp_path,
     printed = capsys.readouterr().out
     assert "frontier: 2 sets to make, 60 images to draw" in printed
     assert "factorial: 3 sets to make, 72 images to draw" in printed and "ceiling: 1 sets to make, 0 images to draw" in printed
-    assert "6 trials did not fit into 0 minutes (the first: frontier, w0, seed 0)" in printed
+    assert "identities 10x2: 1 sets to make, 22 images to draw" in printed
+    assert "7 trials did not fit into 0 minutes (the first: frontier, w0, seed 0)" in printed
     run(experiment, *small, "--minutes", "0", "--arms", FAR, "--parts", "frontier,factorial", f"paths.output={tmp_path}")
     printed = capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
@@ -188,6 +220,7 @@ def test_a_small_experiment_goes_on_after_a_kill_to_the_same_tables(small, tmp_p
     assert document.startswith("Prose.\n") and document.endswith("\nEarlier.") and "stale" not in document and table in document
     assert all((tmp_path / "docs" / "demo" / f"{name}.png").stat().st_size > 10_000 for name in ("frontier", "factorial"))
     assert all(f"| {name} (1) |" in table for name in (CEILING.name, W0, FAR, f"{FAR}, band"))
+    assert "## More identities: 10 identities x 2 images" in table
     assert f"| {FAR}, band | {W0} | 1 |" in table and f"| {W0} | {FAR} | 1 |" in table
     assert not list((tmp_path / "whole").glob("experiment/runs/*/fr/faces-*"))
 
@@ -216,6 +249,18 @@ def test_a_band_that_leaves_too_few_is_said_and_the_others_are_made(small, tmp_p
     assert len(list((tmp_path / "experiment" / "trials").glob("*/figures.json"))) == 2
 
 
+def test_somebody_tested_in_whose_images_no_face_was_found_is_left_out_of_no_training(small, faces, tmp_path):
+    shutil.copytree(faces / "aligned", tmp_path / "aligned")
+    shutil.rmtree(tmp_path / "aligned" / "P_20")
+    settings = [one for one in small if "=" in one] + [f"paths.output={tmp_path}", f"verify.lfw_faces={tmp_path / 'aligned'}"]
+    config = experiment.load_config("", arguments=["--preset", "experiment", *settings])
+    laboratory = experiment_trials.Laboratory(config, settings, 1, torch.device("cpu"))
+    arguments = laboratory.arguments(Trial("ceiling", CEILING, 1, Images(10, 3)))
+    left_out, = (one.partition("=")[2] for one in arguments if one.startswith("fr.leave_out=") and one != "fr.leave_out=")
+    assert Path(left_out).read_text().split() == ["P_19", "P_21", "P_22", "P_23"]  # train_fr.py refuses a name that is not there
+    assert "P_20" in laboratory.people.read_text().split()  # but the tests count it
+
+
 def test_people_of_the_ceiling_are_as_many_images_and_none_is_tested(small, tmp_path):
     run(experiment, *small, "--minutes", "0", f"paths.output={tmp_path}")
     settings = [one for one in small if "=" in one] + [f"paths.output={tmp_path}"]
@@ -225,8 +270,12 @@ def test_people_of_the_ceiling_are_as_many_images_and_none_is_tested(small, tmp_
     ceiling, other = (Trial("ceiling", CEILING, seed, Images(10, 3)) for seed in (1, 2))
     assert "fr.identities=6" in laboratory.arguments(ceiling)
     assert laboratory.record(ceiling).file != laboratory.record(other).file
+    assert laboratory.people_with_faces.read_text() == laboratory.people.read_text()
     plain = Trial("factorial", factorial()[0], 1, Images(9, 3))
     before = laboratory.record(plain).decides
+    many = Trial("identities", factorial()[0], 1, Images(20, 2))  # more than contexts.number, which is 12
+    assert "contexts.number=21" in laboratory.arguments(many) and "contexts.number=12" in laboratory.arguments(plain)
+    assert laboratory.record(many).file.parent.name == "identities-20x2-w0-seed1"
     laboratory.spare = 2  # a trial never chooses from what another one has drawn
     assert laboratory.record(plain).decides == before | {"run": before["run"].replace("12x3", "12x6")}
     assert "sampling.images_per_identity=6" in laboratory.arguments(plain)
