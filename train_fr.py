@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch.optim.lr_scheduler import MultiStepLR, ReduceLROnPlateau
@@ -32,9 +31,16 @@ from models.backbones import BACKBONES
 from models.margin_heads import HEADS
 from utils.faces import folders, packed
 from utils.faces.aligned import read_kept
-from utils.recognition.augmentation import augment, normalise
+from utils.recognition.augmentation import normalise
 from utils.recognition.dynunc import open_probabilities, write_dynunc, write_epoch
-from utils.recognition.recogniser_training import RecogniserLoss, TrainingSet, epoch_order, plot_curves, verification_accuracy
+from utils.recognition.recogniser_training import (
+    RecogniserLoss,
+    TrainingSet,
+    augmented,
+    epoch_order,
+    plot_curves,
+    verification_accuracy,
+)
 from utils.runtime import ranks as distributed
 from utils.runtime.errors import UserError, run_script
 from utils.runtime.files import file_digest, read_names, require_file, write_json, write_safetensors, write_torch
@@ -43,7 +49,6 @@ from utils.runtime.records import Record
 from utils.training.loop import Budget, Training
 
 DROPOUT, MOMENTUM, WEIGHT_DECAY, GRADIENT_CLIP = 0.4, 0.9, 5e-4, 5.0  # the paper's
-AUGMENTED = 1024  # images augmented together: those with the same operation and magnitude are one call
 PATIENCE, EARLY_STOP = 4, 6  # epochs without a better score: at one more the learning rate falls to a tenth; training ends
 
 
@@ -92,7 +97,7 @@ def main() -> None:
             loss.train()
             order, _ = epoch_order(len(data.rows), total_batch, fr.seed, epoch)
             mine = order[first:, ranks.rank * fr.batch_size : (ranks.rank + 1) * fr.batch_size]
-            for shown, numbers in augmented(reader, data.rows, mine, fr, epoch):
+            for shown, numbers in augmented(reader, data.rows, mine, epoch, fr.seed, fr.augmentation):
                 yield normalise(shown), labels[numbers], numbers
             epoch, first = epoch + 1, 0
 
@@ -113,23 +118,6 @@ def main() -> None:
         files = write_dynunc(folder, probabilities[: training.step // steps], images.paths[data.rows])
         print(f"keep-lists: {', '.join(map(str, files))}; train on one with fr.keep_list=<file> fr.name=<name>")
     ranks.close()
-
-
-def augmented(reader: packed.FaceReader, rows: np.ndarray, order: np.ndarray, fr: FR, epoch: int
-              ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of augmented faces, uint8 [B, 3, 112, 112], and the numbers of the images [B], both on the reader's device.
-
-    Args:
-        rows: [N], where each image lies among the packed faces.
-        order: [batches, B], numbers of images, 0 .. N - 1.
-    """
-    batches = max(AUGMENTED // order.shape[1], 1)
-    blocks = [order[start : start + batches].ravel() for start in range(0, len(order), batches)]
-    for block, faces in zip(blocks, reader.batches(rows[block] for block in blocks), strict=True):
-        numbers = torch.from_numpy(block)
-        shown = augment(faces, numbers, fr.seed, epoch, fr.augmentation)
-        on_device = numbers.to(reader.device, non_blocking=True)
-        yield from zip(shown.split(order.shape[1]), on_device.split(order.shape[1]), strict=True)
 
 
 def packed_faces(config: Config, ranks: distributed.Ranks) -> tuple[packed.PackedFaces, TrainingSet, str]:

@@ -9,6 +9,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,8 @@ from models.backbones import BACKBONES
 from models.margin_heads import CosFace
 from utils.faces.packed import FaceReader
 from utils.faces.template import SIZE
-from utils.recognition.augmentation import augment, normalise
-from utils.recognition.recogniser_training import RecogniserLoss
+from utils.recognition.augmentation import normalise
+from utils.recognition.recogniser_training import RecogniserLoss, augmented
 from utils.runtime import ranks as distributed
 
 IDENTITIES, GRADIENT_CLIP = 10_000, 5.0
@@ -50,21 +51,20 @@ def main() -> None:
         reader = FaceReader(pack_random(Path(folder) / "faces.npy", arguments.images), device)
         labels = torch.randint(IDENTITIES, (arguments.images,), device=device)
 
-        def batches(kind: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-            order = np.random.default_rng(0).integers(0, arguments.images, (WARM_UP + arguments.steps, batch))
-            for rows, faces in zip(order, reader.batches(order), strict=True):
-                numbers = torch.from_numpy(rows)
-                yield normalise(augment(faces, numbers, 0, 0, kind)), labels[numbers.to(device, non_blocking=True)]
+        def batches(kind: str, steps: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            order = np.random.default_rng(0).integers(0, arguments.images, (steps, batch))
+            for faces, numbers in augmented(reader, np.arange(arguments.images), order, 0, 0, kind):
+                yield normalise(faces), labels[numbers]
 
         print("| | images/s | of the matrix rate | peak memory, GB |\n|---|---|---|---|")
         where = "the device's memory" if reader.resident is not None else "disk"
         for kind in ("none", "flip", "randaugment"):
-            rate, peak = measure(batches(kind), lambda faces, labels: None, device)
+            rate, peak = measure(partial(batches, kind), arguments.steps, lambda faces, labels: None, device)
             print(f"| loader alone, from {where}, augmentation {kind} | {rate:,.0f} | | {peak / 1e9:.1f} |")
         for name, bf16, compiled in (("fp32", False, False), ("bf16", True, False), ("bf16, compiled", True, True))[
                 : 2 if arguments.no_compile else 3]:
             step = training_step(arguments.backbone, device, bf16, compiled)
-            rate, peak = measure(batches("randaugment"), step, device)
+            rate, peak = measure(partial(batches, "randaugment"), arguments.steps, step, device)
             share = rate * flop / rates[bf16]
             print(f"| training, {name} | {rate:,.0f} | {share:.0%} | {peak / 1e9:.1f} |", flush=True)
 
@@ -101,16 +101,16 @@ def count_flop(backbone: torch.nn.Module) -> float:
     return counter.get_total_flops() / 2
 
 
-def measure(batches: Iterator[tuple], step: Callable, device: torch.device) -> tuple[float, float]:
-    """Images per second after the warm-up, and the peak memory in bytes."""
+def measure(batches: Callable[[int], Iterator[tuple]], steps: int, step: Callable, device: torch.device) -> tuple[float, float]:
+    """Images per second after the warm-up, all of their augmentation included, and the peak memory in bytes."""
     reset_peak(device)
-    seen = 0
-    for number, (faces, labels) in enumerate(batches):
-        if number == WARM_UP:
-            synchronise(device)
-            begin = time.perf_counter()
+    for batch in batches(WARM_UP):
+        step(*batch)
+    synchronise(device)
+    begin, seen = time.perf_counter(), 0
+    for faces, labels in batches(steps):
         step(faces, labels)
-        seen += len(faces) if number >= WARM_UP else 0
+        seen += len(faces)
     synchronise(device)
     return seen / (time.perf_counter() - begin), peak_memory(device)
 

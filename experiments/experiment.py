@@ -9,10 +9,10 @@ Writes  <output>/experiment/trials/: each trial, kept as it goes; run again, it 
 
 First the frontier: w = 0, the paper's five strategies at three w, AdaptDiff, and with perturbed contexts Far, at two w in three
 cones, and AdaptDiff; a recogniser trained on each set. Then, for one seed after the other, recognisers of as many real faces
-(the ceiling), of each arm of the factorial, and of w = 0 and Far of many identities with few images each: contexts, images and
-training anew with each seed, paired differences from w = 0 and from the plain negatives. fp32; trials of other weights or of
-another kind of processor are made anew. Settings go to every stage; the solver is that of the settings. Processes may share the
-output, each with --seeds of its own; the tables of all of them are written by one more run with all seeds.
+(the ceiling), of each arm of the factorial, and of w = 0 and Far, plain and perturbed, of many identities with few images each:
+contexts, images and training anew with each seed, paired differences from w = 0 and from the plain negatives. fp32; trials of
+other weights or of another kind of processor are made anew. Settings go to every stage; the solver is that of the settings.
+Processes may share the output, each with --seeds of its own; one more run with all seeds writes the tables of all of them.
 """
 import argparse
 import time
@@ -69,13 +69,14 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--frontier", type=images, default=Images(100, 10), help="identities x images of its sets")
     parser.add_argument("--sets", type=images, default=Images(200, 15), help="identities x images of the factorial's sets")
     parser.add_argument("--identities", type=lambda text: tuple(map(images, text.split(","))), help="identities x images of the "
-                        "sets of many, sizes separated by commas", default=(Images(750, 4), Images(3000, 4)))
+                        "sets of many, sizes separated by commas", default=(Images(750, 4),))
     parser.add_argument("--arms", type=arms, default=(), help="only these, by their names in the tables, separated by "
                         "semicolons; the factorial then takes any of the frontier's, and the tables have no others")
     parser.add_argument("--seeds", type=seeds, default=(1, 2, 3, 4, 5), help="of all but the frontier")
     parser.add_argument("--frontier-seeds", type=seeds, default=(0,), help="others than those of the factorial, whose arms the "
                         "frontier chooses")
-    parser.add_argument("--spare", type=float, default=1.6, help="times as many images are drawn where a band filter chooses")
+    parser.add_argument("--spare", type=float, default=1.6, help="times as many images of each identity are drawn in the "
+                        "factorial, for its band filter to choose from")
     parser.add_argument("--docs", action="store_true", help="write the tables and the plots into docs/ too")
     return parse(parser)
 

@@ -98,7 +98,7 @@ class Trial:
 
 
 class TooFewError(UserError):
-    """A band filter leaves fewer images than are to be trained on."""
+    """Fewer images are left than are to be trained on: a band filter left them out, or faces were not found."""
 
 
 class Laboratory:
@@ -106,7 +106,7 @@ class Laboratory:
 
     Args:
         given: the settings' texts, for every stage.
-        spare: how many times as many images are drawn where a band filter chooses.
+        spare: how many times as many images of each identity are drawn in the factorial, for its band filter to choose from.
     """
 
     def __init__(self, config: Config, given: Sequence[str], spare: float, device: torch.device) -> None:
@@ -204,7 +204,7 @@ class Laboratory:
     def selector(self) -> str:
         config = load_config("", arguments=["--preset", "experiment", *self.given])
         return backbone_digest(require_file(config.contexts.recogniser, "contexts.recogniser", "the band filter needs the "
-                                            "recogniser that the contexts are of; give it, or --parts frontier,ceiling"))
+                                            "recogniser that the contexts are of; give it, or leave the factorial out (--parts)"))
 
     def real_people(self, images: int) -> int:
         """How many people of LFW, none of them in the tests, together have a number of images as near to `images` as can be."""

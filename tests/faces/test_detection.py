@@ -154,6 +154,7 @@ def test_worker_processes_are_as_many_as_there_is_work_for(processes, batches, w
     assert in_processes(work, processes, torch.device("cpu")).num_workers == workers
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("images, workers", [(192, 0), (1999, 0), (2000, 2), (3500, 3), (50_000, 4)])
 def test_on_a_gpu_few_images_are_not_worth_another_process(images, workers, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 16)

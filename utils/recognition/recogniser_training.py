@@ -1,5 +1,5 @@
 """Training a recogniser: its images and their order, its loss, the score on held-out people."""
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +12,16 @@ from torch.nn import functional as F
 from models.margin_heads import MarginHead
 from utils.evaluation.scores import metrics, score_distributions
 from utils.faces.held_out import held_out
-from utils.faces.packed import PackedFaces
+from utils.faces.packed import FaceReader, PackedFaces
+from utils.recognition.augmentation import augment
 from utils.recognition.embedding import embed
 from utils.runtime.errors import UserError
 from utils.runtime.figures import save_figure
 
 HELD_OUT_PART, MOST_HELD_OUT = 10, 500  # with the paper's 50 images each, 500 people make 600,000 genuine pairs
+
+# Images augmented together: those with the same operation and magnitude are one call, and on a GPU it is calls that take time.
+AUGMENTED = {"cuda": 4096, "cpu": 1024}
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,24 @@ def epoch_order(images: int, total_batch: int, seed: int, epoch: int) -> tuple[n
     dropped = turns[(epoch * spare + np.arange(spare)) % images]
     shown = np.setdiff1d(np.arange(images), dropped)
     return np.random.default_rng((seed, epoch)).permutation(shown).reshape(steps, total_batch), dropped
+
+
+def augmented(reader: FaceReader, rows: np.ndarray, order: np.ndarray, epoch: int, seed: int, kind: str
+              ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of augmented faces, uint8 [B, 3, 112, 112], and the numbers of the images [B], both on the reader's device.
+
+    Args:
+        rows: [N], where each image lies among the packed faces.
+        order: [batches, B], numbers of images, 0 .. N - 1.
+        epoch, seed, kind: as utils.recognition.augmentation.augment takes them.
+    """
+    batches = max(AUGMENTED[reader.device.type] // order.shape[1], 1)
+    blocks = [order[start : start + batches].ravel() for start in range(0, len(order), batches)]
+    for block, faces in zip(blocks, reader.batches(rows[block] for block in blocks), strict=True):
+        numbers = torch.from_numpy(block)
+        shown = augment(faces, numbers, seed, epoch, kind)
+        on_device = numbers.to(reader.device, non_blocking=True)
+        yield from zip(shown.split(order.shape[1]), on_device.split(order.shape[1]), strict=True)
 
 
 class RecogniserLoss(nn.Module):
