@@ -3,7 +3,7 @@
     python -m benchmarks.training [--backbone iresnet50] [--batch 512] [--steps 50] [--device auto]
 
 Random faces and weights: the speed does not depend on them. Each row is what train_fr.py does on one device, with
-CosFace over 10,000 identities and flip + RandAugment.
+CosFace over 10,000 identities and flip + RandAugment; in bf16 only on a device that is fast at it.
 """
 import argparse
 import tempfile
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.sampling import matrix_rate, name_of, peak_memory, reset_peak
+from benchmarks.sampling import PRECISIONS, fast_precisions, matrix_rate, name_of, peak_memory, reset_peak
 from models.backbones import BACKBONES
 from models.margin_heads import CosFace
 from utils.faces.packed import FaceReader
@@ -42,10 +42,10 @@ def main() -> None:
     device, batch = ranks.device, arguments.batch
 
     flop = count_flop(BACKBONES[arguments.backbone](0.4))
-    rates = {bf16: matrix_rate(torch.bfloat16 if bf16 else torch.float32, device) for bf16 in (False, True)}
+    rates = {name: matrix_rate(PRECISIONS[name], device) for name in fast_precisions(device)}
     print(f"{name_of(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}; "
           f"{arguments.backbone}, {flop / 1e9:.1f} GFLOP an image forward and backward, "
-          f"batch {batch}; matrix rate fp32 {rates[False] / 1e12:.3g}, bf16 {rates[True] / 1e12:.3g} TFLOP/s")
+          f"batch {batch}; matrix rate {', '.join(f'{name} {rate / 1e12:.3g}' for name, rate in rates.items())} TFLOP/s")
 
     with tempfile.TemporaryDirectory() as folder:
         reader = FaceReader(pack_random(Path(folder) / "faces.npy", arguments.images), device)
@@ -61,12 +61,12 @@ def main() -> None:
         for kind in ("none", "flip", "randaugment"):
             rate, peak = measure(partial(batches, kind), arguments.steps, lambda faces, labels: None, device)
             print(f"| loader alone, from {where}, augmentation {kind} | {rate:,.0f} | | {peak / 1e9:.1f} |")
-        for name, bf16, compiled in (("fp32", False, False), ("bf16", True, False), ("bf16, compiled", True, True))[
-                : 2 if arguments.no_compile else 3]:
-            step = training_step(arguments.backbone, device, bf16, compiled)
+        rows = [*((name, False) for name in rates), (list(rates)[-1], True)]
+        for name, compiled in rows[:-1] if arguments.no_compile else rows:
+            step = training_step(arguments.backbone, device, name == "bf16", compiled)
             rate, peak = measure(partial(batches, "randaugment"), arguments.steps, step, device)
-            share = rate * flop / rates[bf16]
-            print(f"| training, {name} | {rate:,.0f} | {share:.0%} | {peak / 1e9:.1f} |", flush=True)
+            share = rate * flop / rates[name]
+            print(f"| training, {name}{', compiled' * compiled} | {rate:,.0f} | {share:.0%} | {peak / 1e9:.1f} |", flush=True)
 
 
 def training_step(backbone: str, device: torch.device, bf16: bool, compiled: bool) -> Callable:

@@ -73,12 +73,17 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--arms", type=arms, default=(), help="only these, by their names in the tables, separated by "
                         "semicolons; the factorial then takes any of the frontier's, and the tables have no others")
     parser.add_argument("--seeds", type=seeds, default=(1, 2, 3, 4, 5), help="of all but the frontier")
-    parser.add_argument("--frontier-seeds", type=seeds, default=(0,), help="others than those of the factorial, whose arms the "
-                        "frontier chooses")
+    parser.add_argument("--frontier-seeds", type=seeds, default=(0,), help="none of --seeds: the frontier chooses arms of the "
+                        "factorial")
     parser.add_argument("--spare", type=float, default=1.6, help="times as many images of each identity are drawn in the "
                         "factorial, for its band filter to choose from")
     parser.add_argument("--docs", action="store_true", help="write the tables and the plots into docs/ too")
-    return parse(parser)
+    options, given = parse(parser)
+    both = set(options.seeds) & set(options.frontier_seeds)
+    if both and {"frontier", "factorial"} <= set(options.parts):
+        raise UserError(f"--frontier-seeds: {min(both)} is in --seeds too, and the frontier chooses arms of the factorial; give "
+                        "it other seeds")
+    return options, given
 
 
 class Study:

@@ -110,7 +110,7 @@ class Laboratory:
     """
 
     def __init__(self, config: Config, given: Sequence[str], spare: float, device: torch.device) -> None:
-        self.given, self.spare, self.kind, self.contexts = given, spare, processor(device), config.contexts.number
+        self.given, self.spare, self.kind, self.contexts_number = given, spare, processor(device), config.contexts.number
         self.folder, self.verify = places.experiment_folder(config), config.verify
         self.scorer = {"scores.recogniser": backbone_digest(require_file(
             config.scores.recogniser, "scores.recogniser", "give the weights of a recogniser"))}
@@ -163,7 +163,7 @@ class Laboratory:
         """Of every stage."""
         drawn, seed = self.drawn(trial), trial.seed
         chosen = ["--preset", "experiment", *self.given, *trial.arm.settings, f"contexts.seed={seed}", f"sampling.seed={seed}",
-                  f"fr.seed={seed}", f"contexts.number={max(self.contexts, drawn.identities)}",
+                  f"fr.seed={seed}", f"contexts.number={max(self.contexts_number, drawn.identities)}",
                   f"sampling.identities={drawn.identities}", f"sampling.images_per_identity={drawn.each}",
                   "fr.keep_list=", "fr.leave_out=", "scores.identities=0", "scores.images_per_identity=0"]
         if trial.arm is CEILING:

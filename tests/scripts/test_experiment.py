@@ -200,6 +200,7 @@ def test_the_estimate_comes_first_and_what_does_not_fit_is_left(small, tmp_path,
 
 
 @pytest.mark.parametrize("arguments, words", [
+    (["--frontier-seeds", "0,1"], "--frontier-seeds: 1 is in --seeds too"),
     (["--speed"], "--speed: is not understood"), (["verify.lfw_faces=a,b"], "2 folders for 1 pair lists"),
     (["verify.lfw_faces=nowhere"], "nowhere/align.json: no such file"),
     (["contexts.recogniser=nowhere.ckpt"], "nowhere.ckpt: no such file .contexts.recogniser.; the band filter needs")])
@@ -249,7 +250,7 @@ def test_a_band_that_leaves_too_few_is_said_and_the_others_are_made(small, tmp_p
     assert len(list((tmp_path / "experiment" / "trials").glob("*/figures.json"))) == 2
 
 
-def test_somebody_tested_in_whose_images_no_face_was_found_is_left_out_of_no_training(small, faces, tmp_path):
+def test_the_ceiling_leaves_out_those_of_the_tested_people_who_have_faces(small, faces, tmp_path):
     shutil.copytree(faces / "aligned", tmp_path / "aligned")
     shutil.rmtree(tmp_path / "aligned" / "P_20")
     settings = [one for one in small if "=" in one] + [f"paths.output={tmp_path}", f"verify.lfw_faces={tmp_path / 'aligned'}"]

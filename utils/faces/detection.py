@@ -22,7 +22,7 @@ from utils.runtime.ranks import die_with_parent
 DETECTOR = "MTCNN"  # as records name it; earlier versions located its landmarks once more
 PIXELS_AT_ONCE = 50_000_000  # a process holds images of little more than these, 3 bytes each
 GPU_PROCESSES = 4  # at most by default: each holds a CUDA context of its own
-GPU_IMAGES = 1000  # of each, at least, by default: importing all anew took 12 s beside an H200, in which one aligns some 900
+GPU_IMAGES = 1000  # of each by default: what it imports at first took up to 12 s beside an H200, in which one aligned 900
 
 # How far landmarks may be from the template's shape: px of 112, root mean square. LFW's farthest is 11.1, a head turned
 # by 75 degrees is at 13.7, and two swapped corners of the mouth are at 16.9.
