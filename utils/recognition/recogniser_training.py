@@ -21,7 +21,7 @@ from utils.runtime.figures import save_figure
 HELD_OUT_PART, MOST_HELD_OUT = 10, 500  # with the paper's 50 images each, 500 people make 600,000 genuine pairs
 
 # Images augmented together: those with the same operation and magnitude are one call, and on a GPU it is calls that take time.
-AUGMENTED = {"cuda": 4096, "cpu": 1024}
+AUGMENTED, AUGMENTED_ON_CPU = 4096, 1024
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ def augmented(reader: FaceReader, rows: np.ndarray, order: np.ndarray, epoch: in
         order: [batches, B], numbers of images, 0 .. N - 1.
         epoch, seed, kind: as utils.recognition.augmentation.augment takes them.
     """
-    batches = max(AUGMENTED[reader.device.type] // order.shape[1], 1)
+    together = AUGMENTED_ON_CPU if reader.device.type == "cpu" else AUGMENTED
+    batches = max(together // order.shape[1], 1)
     blocks = [order[start : start + batches].ravel() for start in range(0, len(order), batches)]
     for block, faces in zip(blocks, reader.batches(rows[block] for block in blocks), strict=True):
         numbers = torch.from_numpy(block)
