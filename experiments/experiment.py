@@ -13,6 +13,7 @@ cones, and AdaptDiff; a recogniser trained on each set. Then, for one seed after
 contexts, images and training anew with each seed, paired differences from w = 0 and from the plain negatives. fp32; trials of
 other weights or of another kind of processor are made anew. Settings go to every stage; the solver is that of the settings.
 Processes may share the output, each with --seeds of its own; one more run with all seeds writes the tables of all of them.
+With --docs the tables have the trials of docs/experiment_trials.json too, whichever machine made them, which are not made again.
 """
 import argparse
 import time
@@ -21,7 +22,18 @@ from collections.abc import Iterable, Iterator
 from config import places
 from config.load import load_config
 from experiments.experiment_report import Report
-from experiments.experiment_trials import CEILING, FRONTIER, IDENTITIES, RATES, Arm, Laboratory, TooFewError, Trial, factorial
+from experiments.experiment_trials import (
+    CEILING,
+    FRONTIER,
+    IDENTITIES,
+    KEPT,
+    RATES,
+    Arm,
+    Laboratory,
+    TooFewError,
+    Trial,
+    factorial,
+)
 from experiments.options import parse
 from experiments.solver_trials import Images
 from utils.runtime import ranks as distributed
@@ -34,8 +46,8 @@ def main() -> None:
     options, given = arguments()
     config = load_config(__doc__, arguments=["--preset", "experiment", *given])
     laboratory = Laboratory(config, given, options.spare, distributed.setup(config.device).device)
-    study = Study(laboratory, options, Report(
-        places.experiment_folder(config), f"{laboratory.kind}, {config.training.precision}", options.docs))
+    kept = laboratory.kept() if options.docs else []
+    study = Study(laboratory, options, Report(places.experiment_folder(config), kept, options.docs))
     study.estimate()
     study.run()
     print(f"written to {study.report.folder}", *study.without, sep="\n")
@@ -94,7 +106,11 @@ class Study:
         self.begun, self.speed, self.skipped, self.without = time.monotonic(), 1.0, [], []
 
     def trials(self) -> Iterator[Trial]:
-        """In their order; what is best of the frontier is asked for when the factorial begins."""
+        """Those that are not kept in the report, in their order."""
+        yield from (trial for trial in self.wanted() if not self.report.is_kept(trial, self.laboratory.processor))
+
+    def wanted(self) -> Iterator[Trial]:
+        """What is best of the frontier is asked for when the factorial begins."""
         options = self.options
         if "frontier" in options.parts:
             yield from (Trial("frontier", arm, seed, options.frontier) for seed in options.frontier_seeds
@@ -121,17 +137,22 @@ class Study:
                 self.skipped.append(f"{trial.group}, {trial.arm.name}, seed {trial.seed}")
                 continue
             try:
-                self.report.add(trial, self.laboratory.figures(trial))
+                self.report.add(self.laboratory.row(trial, self.laboratory.figures(trial)))
             except TooFewError as error:
                 self.without.append(str(error))
             if not is_made:
                 self.speed += ((time.monotonic() - begun) / expected - self.speed) / 2
                 self.report.draw()
-        self.report.draw()
+        if self.report.rows:
+            self.report.write()
+            self.report.draw()
 
     def estimate(self) -> None:
         """What is left will take so long; printed before anything is made."""
         totals: dict[str, dict[str, float]] = {}
+        if self.report.rows:
+            print(f"{len(self.report.rows)} trials are in {KEPT} and not made again, nor is any other of their seeds by another "
+                  "kind of processor")
         runs: set[tuple] = set()
         for trial in self.trials():
             counts = totals.setdefault(trial.group, dict.fromkeys(RATES, 0.0) | {"trials": 0})
@@ -144,9 +165,9 @@ class Study:
             slow, fast = (one / 3600 for one in seconds(counts))
             print(f"{part}: {counts['trials']} sets to make, {counts['align']:,.0f} images to draw; TFLOP: "
                   f"{counts['draw'] / 1e3:,.0f} drawing, {counts['train'] / 1e3:,.0f} training; {fast:.1f} to {slow:.1f} h")
-        if not totals:
+        if not any(True for _ in self.wanted()):
             raise UserError("--arms: none of them is in --parts; leave one of the two out")
-        slow, fast = (sum(one) / 3600 for one in zip(*map(seconds, totals.values()), strict=True))
+        slow, fast = (sum(one) / 3600 for one in zip((0, 0), *map(seconds, totals.values()), strict=True))
         print(f"all: {fast:.1f} to {slow:.1f} h at the rates that two cores were seen to have, besides two arms at most for the "
               f"best of the frontier; at most {self.options.minutes / 60:.1f} h now; {self.laboratory.kind}", flush=True)
 

@@ -1,4 +1,5 @@
 """The tables and the plots of experiments/experiment.py, and its verdicts."""
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,12 +7,11 @@ from statistics import mean, stdev
 from typing import Any
 
 from matplotlib.figure import Figure
-from scipy.stats import t as student
 
 from experiments import documents
+from experiments.blocks import Values, contrast
 from experiments.demo import STRATEGIES
-from experiments.experiment_trials import CEILING, FRONTIER, W0, Trial
-from experiments.solver_trials import Images
+from experiments.experiment_trials import CEILING, FRONTIER, KEPT, W0, Trial
 from utils.runtime.figures import save_figure
 from utils.runtime.files import write_text
 
@@ -20,40 +20,45 @@ OF_TESTS = {"accuracy": "pairs, %", "TAR@1e-2": "TAR at FAR 1e-2, %", "TAR@1e-3"
 # What is an improvement: points of accuracy, or a ratio of TAR. Fixed before anything was measured.
 POINTS, RATIO = 3.0, 1.3
 
-Figures = Mapping[str, Any]
-Trials = Mapping[str, Mapping[int, Figures]]  # arm, seed
+Row = Mapping[str, Any]  # what Laboratory.row says of a trial
 
 
-def t_interval(values: Sequence[float], level: float = 0.9) -> tuple[float, float, float]:
-    """Mean, and the limits of its interval by Student's t; NaN limits of fewer than two values."""
-    if len(values) < 2:
-        return mean(values), math.nan, math.nan
-    reach = student.ppf((1 + level) / 2, len(values) - 1) * stdev(values) / math.sqrt(len(values))
-    return mean(values), mean(values) - reach, mean(values) + reach
-
-
-def difference(ours: Figures, theirs: Figures, test: str, measure: str) -> float | None:
-    """Points of accuracy, or the logarithm of the ratio of TAR; None where one is not known, or a TAR is 0."""
-    a, b = (figures["tests"][test].get(measure) for figures in (ours, theirs))
-    if a is None or b is None:
-        return None
-    if measure == "accuracy":
-        return a - b
-    return math.log(a / b) if a > 0 and b > 0 else None
+def measured(row: Row, test: str, measure: str) -> float | None:
+    """Accuracy in per cent, or the logarithm of a TAR; None where it is not known, or the TAR is 0."""
+    value = row["tests"][test].get(measure)
+    if value is None or measure == "accuracy":
+        return value
+    return math.log(value) if value > 0 else None
 
 
 class Report:
-    """What is known so far, written anew with each addition. `docs`: also into docs/."""
+    """What is known so far, written anew with each addition.
 
-    def __init__(self, folder: Path, kind: str, docs: bool) -> None:
-        self.folder, self.kind, self.docs = folder, kind, docs
-        self.known: dict[str, dict[str, dict[int, Figures]]] = {}  # group of trials, arm, seed
-        self.images: dict[str, Images] = {}  # group
+    Args:
+        rows: of trials made before, maybe elsewhere.
+        docs: also into docs/, and the rows themselves into KEPT.
+    """
 
-    def add(self, trial: Trial, figures: Figures) -> None:
-        self.images[trial.group] = trial.images
-        self.known.setdefault(trial.group, {}).setdefault(trial.arm.name, {})[trial.seed] = figures
+    def __init__(self, folder: Path, rows: Sequence[Row], docs: bool) -> None:
+        self.folder, self.rows, self.docs = folder, list(rows), docs
+
+    def add(self, row: Row) -> None:
+        """In place of those of its group that have another number of images."""
+        self.rows = [one for one in self.rows if one["group"] != row["group"] or one["images"] == row["images"]] + [row]
         self.write()
+
+    def is_kept(self, trial: Trial, processor: str) -> bool:
+        """It is among the rows, or its seed is and was another processor's: what is compared within a seed is of one kind."""
+        return any(row["seed"] == trial.seed and (row["arm"] == trial.arm.name or row["processor"] != processor)
+                   for row in self.rows if (row["group"], row["images"]) == (trial.group, str(trial.images)))
+
+    @property
+    def known(self) -> dict[str, dict[str, dict[int, Row]]]:
+        """By group of trials, arm and seed."""
+        known: dict[str, dict[str, dict[int, Row]]] = {}
+        for row in self.rows:
+            known.setdefault(row["group"], {}).setdefault(row["arm"], {})[row["seed"]] = row
+        return known
 
     def draw(self) -> None:
         """The plots of what is known."""
@@ -65,16 +70,17 @@ class Report:
 
     def tests(self) -> list[str]:
         """The names of the test sets, LFW's held-out folds first."""
-        return list(next(iter(next(iter(next(iter(self.known.values())).values())).values()))["tests"])
+        return list(self.rows[0]["tests"])
 
     def best_of_frontier(self) -> list[str]:
-        """Of the plain negatives and of those with variety: the highest geometric mean of TAR at both FARs on all tests, of the
-        seeds that all have."""
+        """Of the plain negatives and of those with variety: the highest geometric mean of TAR at both FARs on all tests, as
+        compared with `contrast`."""
         arms = self.known.get("frontier", {})
-        shared = set.intersection(*map(set, arms.values())) if arms else set()
-        tar = {arm: sum(math.log(max(test.get(name, 0), 1e-3)) for seed in shared for test in seeds[seed]["tests"].values()
-                        for name in ("TAR@1e-2", "TAR@1e-3")) for arm, seeds in arms.items()}
-        ranked = sorted(arms.keys() - {W0}, key=lambda arm: (-tar[arm], arm))
+        values: Values = {(arm, seed): sum(math.log(max(test.get(name, 0), 1e-3)) for test in row["tests"].values()
+                                           for name in ("TAR@1e-2", "TAR@1e-3"))
+                          for arm, seeds in arms.items() for seed, row in seeds.items()}
+        above = {arm: contrast(values, arm, next(iter(arms))) or (-math.inf,) for arm in arms.keys() - {W0}}
+        ranked = sorted(above, key=lambda arm: (-above[arm][0], arm))
         return [arm for is_plain in (True, False) for arm in [one for one in ranked if FRONTIER[one].is_plain == is_plain][:1]]
 
     def baselines(self, group: str) -> list[str]:
@@ -83,12 +89,14 @@ class Report:
         return [arm for arm in bases if group != "frontier" or arm in (W0, *self.best_of_frontier()[:1])]
 
     def paired(self, arm: str, base: str, test: str, measure: str, group: str = "factorial") -> tuple[float, float, float] | None:
-        """The mean of `difference` over the seeds that both have, and its 90% interval."""
-        ours, theirs = self.trained(group)[arm], self.trained(group)[base]
-        found = [difference(ours[seed], theirs[seed], test, measure) for seed in sorted(ours.keys() & theirs.keys())]
-        return t_interval(found) if found and None not in found else None
+        """Points of accuracy or the logarithm of a ratio of TAR between two arms, and its 90% interval."""
+        found = {(of, seed): measured(row, test, measure) for of, seeds in self.trained(group).items()
+                 for seed, row in seeds.items()}
+        if None in (value for (of, _), value in found.items() if of in (arm, base)):
+            return None
+        return contrast({key: value for key, value in found.items() if value is not None}, arm, base)
 
-    def trained(self, group: str = "factorial") -> Trials:
+    def trained(self, group: str = "factorial") -> Mapping[str, Mapping[int, Row]]:
         """All of a group; the ceiling is compared with the factorial."""
         return (self.known.get("ceiling", {}) if group == "factorial" else {}) | self.known.get(group, {})
 
@@ -97,16 +105,21 @@ class Report:
         for measure, wanted in (("accuracy", POINTS), ("TAR@1e-2", math.log(RATIO))):
             found = [self.paired(arm, base, test, measure, group) for test in self.tests()]
             if None not in found and found[0][0] >= wanted and all(low > 0 for _, low, _ in found):
-                return True
+                return len(self.shared(arm, base, group)) > 1
         return False
+
+    def shared(self, arm: str, base: str, group: str) -> set[int]:
+        """The seeds that both have."""
+        return set.intersection(*(set(self.trained(group)[one]) for one in (arm, base)))
 
     # ---- tables ------------------------------------------------------------------------------------------------------
 
     def write(self) -> None:
         lines = [line for group in self.groups() for line in self.group(group)]
-        text = "\n".join([f"Measured on {self.kind}.", "", *lines]) + "\n"
+        text = "\n".join(lines) + "\n"
         write_text(self.folder / "experiment.md", text)
         if self.docs:
+            write_text(documents.ROOT / KEPT, "[\n" + ",\n".join(map(json.dumps, self.rows)) + "\n]\n")
             text += "".join(f"\n![{what}](demo/{part}.png)\n" for part, what in ALT.items() if part in self.known)
             documents.write_between("docs/experiment.md", "experiment", text)
 
@@ -114,7 +127,7 @@ class Report:
         columns = [*OF_IMAGES.values(), *(f"{test}: {name}" for test in self.tests() for name in OF_TESTS.values())]
         return [f"| {first} | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
 
-    def row(self, name: str, trials: Sequence[Figures]) -> str:
+    def row(self, name: str, trials: Sequence[Row]) -> str:
         """Means over the seeds, with the standard deviation where there are several."""
         def cell(values: Sequence[float | None], digits: int) -> str:
             if None in values:
@@ -133,10 +146,14 @@ class Report:
     def group(self, group: str) -> list[str]:
         """What is known of a group: a row for each arm, and the paired differences."""
         rows = [self.row(f"{arm} ({len(seeds)})", list(seeds.values())) for arm, seeds in self.trained(group).items()]
-        images = self.images.get(group) or self.images["ceiling"]
-        return [f"## {TITLES[group.partition(' ')[0]]}: {images.identities} identities x {images.each} images", "",
-                "In brackets the number of seeds; +- is the standard deviation over them.", "", *self.header("images"), *rows, "",
-                *self.differences(group)]
+        own = [row for seeds in self.trained(group).values() for row in seeds.values()]
+        made = [f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} on {processor}"
+                for processor in dict.fromkeys(row["processor"] for row in own)
+                if (seeds := sorted({row["seed"] for row in own if row["processor"] == processor}))]
+        identities, each = own[-1]["images"].split("x")
+        return [f"## {TITLES[group.partition(' ')[0]]}: {identities} identities x {each} images", "",
+                f"Measured with {'; '.join(made)}. In brackets the number of seeds; +- is the standard deviation over them.", "",
+                *self.header("images"), *rows, "", *self.differences(group)]
 
     def differences(self, group: str) -> list[str]:
         """Empty where there is nothing to compare with, or, of the frontier, only one seed."""
@@ -146,25 +163,25 @@ class Report:
         measures = [(test, measure) for test in self.tests() for measure in OF_TESTS]
         columns = [f"{test}: {'points' if measure == 'accuracy' else 'ratio of ' + OF_TESTS[measure].removesuffix(', %')}"
                    for test, measure in measures]
-        lines = ["Paired differences of the seeds that both have, with 90% intervals by Student's t; ratios are geometric means. "
+        lines = ["Differences with 90% intervals, by least squares of arm and seed over the whole table (experiments/blocks.py); "
+                 "of ratios the logarithms. In the column of seeds those that both have. "
                  f"*Helps*: {POINTS:g} points or {RATIO:g} times the TAR at FAR 1e-2 on LFW's held-out folds, the interval clear "
-                 "of no difference there and on the other test sets.", "",
+                 "of no difference there and on the other test sets; told of two seeds or more.", "",
                  "| images | against | seeds | " + " | ".join(columns) + " | helps |", "|" + "---|" * (len(columns) + 4)]
         for base in bases:
-            for arm, seeds in trials.items():
-                both = seeds.keys() & trials[base].keys()
-                if arm != base and both:
-                    cells = [self.interval(arm, base, test, measure, group) for test, measure in measures]
-                    is_told = arm != CEILING.name and len(both) > 1
-                    cells.append(("yes" if self.helps(arm, base, group) else "no") if is_told else "")
-                    lines.append(f"| {arm} | {base} | {len(both)} | " + " | ".join(cells) + " |")
+            for arm in (one for one in trials if one != base):
+                both = len(self.shared(arm, base, group))
+                cells = [self.interval(arm, base, test, measure, group) for test, measure in measures]
+                is_told = arm != CEILING.name and both > 1
+                cells.append(("yes" if self.helps(arm, base, group) else "no") if is_told else "")
+                lines.append(f"| {arm} | {base} | {both} | " + " | ".join(cells) + " |")
         return [*lines, ""]
 
     def interval(self, arm: str, base: str, test: str, measure: str, group: str) -> str:
         found = self.paired(arm, base, test, measure, group)
         if found is None:
             return ""
-        value, low, high = found if measure == "accuracy" else map(math.exp, found)
+        value, low, high = (round(one, 2) + 0.0 for one in (found if measure == "accuracy" else map(math.exp, found)))  # no -0
         sign = "+.2f" if measure == "accuracy" else ".2f"
         return f"{value:{sign}}" + ("" if math.isnan(low) else f" ({low:{sign}} to {high:{sign}})")
 
@@ -185,17 +202,30 @@ class Report:
         return figure
 
     def plot_frontier(self) -> Figure:
-        """Accuracy and TAR on the first test set against genuine mean and Vendi score; a point is the mean of an arm."""
-        figure, test, kinds = Figure(figsize=(11, 8), layout="constrained"), self.tests()[0], [*STRATEGIES, "adaptdiff"]
-        for line, measure in zip(figure.subplots(2, 2), ("accuracy", "TAR@1e-2"), strict=True):
+        """Accuracy and TAR on the first test set, compared with those of w = 0, against genuine mean and Vendi score."""
+        figure, test, kinds = Figure(figsize=(11, 9), layout="constrained"), self.tests()[0], [*STRATEGIES, "adaptdiff"]
+        every = figure.subplots(2, 2, sharex="col", sharey="row")
+        for line, measure in zip(every, ("accuracy", "TAR@1e-2"), strict=True):
             for axes, key in zip(line, ("genuine_mean", "vendi"), strict=True):
                 for arm, seeds in self.known["frontier"].items():
-                    if all(measure in one["tests"][test] for one in seeds.values()):
-                        at = mean(one[key] for one in seeds.values()), mean(one["tests"][test][measure] for one in seeds.values())
-                        colour = "black" if arm == W0 else f"C{kinds.index(arm.split()[0].rstrip(','))}"
-                        axes.plot(*at, "o" if FRONTIER[arm].is_plain else "^", color=colour)
-                        axes.annotate(arm, at, fontsize=7, xytext=(3, 3), textcoords="offset points")
-                axes.set(xlabel=OF_IMAGES[key], ylabel=f"{test}: {OF_TESTS[measure]}")
+                    if arm != W0 and (found := self.paired(arm, W0, test, measure, "frontier")):
+                        value, low, high = found if measure == "accuracy" else map(math.exp, found)
+                        kind, _, rest = arm.replace(",", "").partition(" ")
+                        x, style = mean(one[key] for one in seeds.values()), {"color": f"C{kinds.index(kind)}"}
+                        axes.plot([x, x], [low, high], alpha=0.25, **style)
+                        axes.plot(x, value, "o" if FRONTIER[arm].is_plain else "^", **style)
+                        axes.annotate(" ".join(rest.replace("perturbed", "").split()), (x, value), fontsize=7, xytext=(4, 3),
+                                      textcoords="offset points")
+                if W0 in self.known["frontier"]:
+                    axes.axvline(mean(one[key] for one in self.known["frontier"][W0].values()), color="black", linestyle="dotted")
+                axes.axhline(0 if measure == "accuracy" else 1, color="black", linewidth=0.8)
+            line[0].set_ylabel(f"{test}: {'points' if measure == 'accuracy' else 'ratio of TAR at FAR 1e-2'} against w = 0")
+        for axes, key in zip(every[1], ("genuine_mean", "vendi"), strict=True):
+            axes.set_xlabel(f"{OF_IMAGES[key]} (dotted: of w = 0)")
+        styles = {kind: ("s", f"C{k}") for k, kind in enumerate(kinds)} | {"plain": ("o", "grey"), "with variety": ("^", "grey")}
+        for name, (marker, colour) in styles.items():
+            every[0, 0].plot([], [], marker, color=colour, label=name)
+        figure.legend(loc="outside upper center", ncols=len(styles))
         return figure
 
 

@@ -17,6 +17,7 @@ import torch
 from config import places
 from config.config import RECOMMENDED, Config
 from config.load import load_config
+from experiments import documents
 from experiments.demo import STRATEGIES, stage
 from experiments.solver_trials import Images, generator_gflop, gflop, processor
 from models.backbones import BACKBONES
@@ -36,6 +37,7 @@ CONE = tuple(f"{name}={value}" for name, value in RECOMMENDED.items() if name.st
 WIDE = ("variety.cone_noise=contexts", "variety.cone_bound=fixed")
 BAND = "align.band=0.2,0.6"  # of the included generator's faces at w = 0 six in seven
 LOST, SPARE = 1.05, 1.3  # times as many identities are drawn: those that lose a face, or many to the band, are left out
+KEPT = "docs/experiment_trials.json"  # what came out of the trials behind docs/experiment.md, whose folders are long gone
 REAL = {"fr.minimum_images": 4, "fr.images_per_identity": 20}  # who of LFW is in the ceiling
 
 # What two cores do in a second, at worst and at best: GFLOP of the generator in fp32 and of training; images.
@@ -70,7 +72,8 @@ FRONTIER |= {arm.name: arm for base in (FAR, "far w1") for arm in (
     *(Arm(f"{base}, perturbed to {lowest:g}", (*FRONTIER[base].settings, f"variety.cone={lowest:g}", *WIDE))
       for lowest in (0.7, 0.5)))}
 FRONTIER["adaptdiff, perturbed"] = Arm("adaptdiff, perturbed", FRONTIER["adaptdiff"].settings + CONE)
-
+ANNEALED = {base: Arm(f"{base}, annealed", (*FRONTIER[base].settings, "variety.annealing=0.1")) for base in (W0, FAR)}
+FRONTIER[ANNEALED[FAR].name] = ANNEALED[FAR]
 
 IDENTITIES = [FRONTIER[name] for name in (W0, FAR, f"{FAR}, perturbed")]
 
@@ -80,7 +83,7 @@ def factorial(best: Iterable[str] = ()) -> list[Arm]:
     arms = [Arm(", ".join([base, *["perturbed"] * cone, *["band"] * band]), FRONTIER[base].settings + CONE * cone, band)
             for base, cone, band in product((W0, FAR), (False, True), (False, True))]
     arms.append(Arm("far w0..1", ("negatives.strategy=far", "guidance.w=1", "variety.w=uniform")))
-    arms += [Arm(f"{base}, annealed", (*FRONTIER[base].settings, "variety.annealing=0.1")) for base in (W0, FAR)]
+    arms += ANNEALED.values()
     return arms + [FRONTIER[name] for name in best if name not in {arm.name for arm in arms}]
 
 
@@ -111,6 +114,7 @@ class Laboratory:
 
     def __init__(self, config: Config, given: Sequence[str], spare: float, device: torch.device) -> None:
         self.given, self.spare, self.kind, self.contexts_number = given, spare, processor(device), config.contexts.number
+        self.processor = f"{self.kind}, {config.training.precision}"
         self.folder, self.verify = places.experiment_folder(config), config.verify
         self.scorer = {"scores.recogniser": backbone_digest(require_file(
             config.scores.recogniser, "scores.recogniser", "give the weights of a recogniser"))}
@@ -215,6 +219,39 @@ class Laboratory:
             raise UserError(f"{self.verify.lfw_faces[0]}: nobody but the people of folds 9 and 10 has "
                             f"{REAL['fr.minimum_images']} images; give all of LFW, aligned")
         return 1 + min(range(len(totals)), key=lambda n: abs(totals[n] - images))
+
+    # ---- what is kept of it ------------------------------------------------------------------------------------------
+
+    def row(self, trial: Trial, figures: dict[str, Any]) -> dict[str, Any]:
+        """A trial and its figures, as KEPT has them."""
+        return {"group": trial.group, "images": str(trial.images), "arm": trial.arm.name, "seed": trial.seed,
+                "processor": self.processor, "recipe": self.recipe(trial.arm, trial.group), **figures}
+
+    def recipe(self, arm: Arm, group: str) -> str:
+        """What decides an arm's figures but for seed, number of images and processor: of files the contents, not the paths."""
+        config = load_config("", arguments=["--preset", "experiment", *self.given, *arm.settings])
+        groups = (replace(config.contexts, seed=0, number=2, recogniser="", name=""), config.negatives, config.guidance,
+                  config.variety, replace(config.sampling, seed=0, identities=1, images_per_identity=1),
+                  replace(config.fr, seed=0, name="", images="", leave_out="", keep_list="", identities=0))
+        chosen = BAND * arm.band, self.spare * (group == "factorial"), config.align.template, config.align.minimum_face
+        tests = self.scorer, list(map(file_digest, self.verify.lfw_pairs)), self.verify.images_per_identity
+        return short(*map(asdict, groups), *chosen, *tests, self.weights)
+
+    def kept(self) -> list[dict[str, Any]]:
+        """The rows of KEPT that trials of today would have; none where there is no such file.
+
+        Raises:
+            UserError: the file holds something else.
+        """
+        if not (file := documents.ROOT / KEPT).is_file():
+            return []
+        fix, arms = "restore it from the repository", {arm.name: arm for arm in (CEILING, *factorial(FRONTIER))}
+        rows = read_json(file, fix)
+        try:
+            return [row for row in rows
+                    if row["arm"] in arms and row["recipe"] == self.recipe(arms[row["arm"]], row["group"])]
+        except (TypeError, KeyError) as error:
+            raise UserError(f"{file}: is no list of trials ({error}); {fix}") from None
 
     # ---- what it costs -----------------------------------------------------------------------------------------------
 

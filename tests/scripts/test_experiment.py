@@ -9,8 +9,9 @@ import torch
 
 import verify_fr
 from experiments import documents, experiment, experiment_trials
-from experiments.experiment_report import Report, difference, t_interval
-from experiments.experiment_trials import CEILING, FAR, FRONTIER, W0, Arm, Trial, factorial
+from experiments.blocks import contrast
+from experiments.experiment_report import Report, measured
+from experiments.experiment_trials import CEILING, FAR, FRONTIER, KEPT, W0, Trial, factorial
 from experiments.solver_trials import Images
 from models.backbones import MobileFaceNet
 from tests.running import killed_at, run
@@ -22,11 +23,39 @@ from utils.runtime.files import write_bytes, write_json, write_text
 
 # ---- intervals and verdicts ------------------------------------------------------------------------------------------
 
-def test_the_interval_is_students():
-    # 1, 2, 3, 4, 5: standard error sqrt(2.5 / 5) = 0.70711; t of 0.95 with 4 degrees of freedom is 2.13185
-    assert t_interval([1, 2, 3, 4, 5]) == pytest.approx((3, 3 - 1.50744, 3 + 1.50744), abs=1e-5)
-    value, low, high = t_interval([7.0])
-    assert value == 7 and math.isnan(low) and math.isnan(high)
+def test_two_arms_of_the_same_seeds_have_the_paired_t_interval():
+    # differences 1, 2, 3, 4, 5: standard error sqrt(2.5 / 5) = 0.70711; t of 0.95 with 4 degrees of freedom is 2.13185
+    values = {("base", seed): seed ** 3.0 for seed in range(5)} | {("arm", seed): seed ** 3.0 + 1 + seed for seed in range(5)}
+    assert contrast(values, "arm", "base") == pytest.approx((3, 3 - 1.50744, 3 + 1.50744), abs=1e-5)
+    value, low, high = contrast({("base", 0): 2.0, ("arm", 0): 9.0}, "arm", "base")
+    assert value == pytest.approx(7) and math.isnan(low) and math.isnan(high)
+
+
+def test_a_whole_table_has_one_noise():
+    # means 2, 3, 7 of arms, 3, 5 of seeds: what is left is -1, 0, 1 and 1, 0, -1, in squares 4, of (3 - 1)(2 - 1) = 2 degrees;
+    # variance 2, of a difference 2 x 2 / 2, so its error is sqrt(2), times 2.91999
+    table = {"a": (0, 4), "b": (2, 4), "c": (7, 7)}
+    values = {(arm, seed): float(one) for arm, both in table.items() for seed, one in enumerate(both)}
+    assert contrast(values, "c", "a") == pytest.approx((5, 5 - 4.12948, 5 + 4.12948), abs=1e-5)
+    assert contrast(values, "a", "c") == pytest.approx((-5, -5 - 4.12948, -5 + 4.12948), abs=1e-5)
+
+
+def test_other_arms_tell_how_lucky_the_only_seed_of_one_was():
+    # c has seed 0 only, where a and b are 4 lower than in seed 1: their means there are 2 below their own, and so c is 9, a 4
+    values = {("a", 0): 2.0, ("a", 1): 6.0, ("b", 0): 3.0, ("b", 1): 7.0, ("c", 0): 7.0}
+    assert contrast(values, "c", "a") == pytest.approx((5, 5, 5))
+    # now with noise: a 2, 6, b 3, 9, seeds 5 apart, a's mean 4, so c is 7 + 2.5; what is left is +-0.5 four times, of one
+    # degree of freedom: variance 1. c - a = c0 - (3 a0 + a1 + b0 - b1) / 4, so its variance is 1 + 12 / 16; t is 6.31375
+    values |= {("b", 1): 9.0}
+    reach = 6.31375 * math.sqrt(1.75)
+    assert contrast(values, "c", "a") == pytest.approx((5.5, 5.5 - reach, 5.5 + reach), abs=1e-4)
+
+
+def test_arms_that_no_seed_links_are_not_compared():
+    values = {("a", 0): 1.0, ("b", 0): 2.0, ("c", 1): 3.0, ("d", 1): 4.0}
+    assert contrast(values, "a", "c") is None and contrast(values, "a", "e") is None
+    assert contrast(values, "b", "a")[0] == pytest.approx(1)
+    assert contrast(values | {("d", 0): 1.5}, "c", "a")[0] == pytest.approx(-0.5)  # by d
 
 
 def figures(accuracy: float, tar: float, celeba: float = 60.0, celeba_tar: float = 10.0) -> dict:
@@ -34,21 +63,24 @@ def figures(accuracy: float, tar: float, celeba: float = 60.0, celeba_tar: float
         "LFW": {"accuracy": accuracy, "TAR@1e-2": tar}, "celeba_180": {"accuracy": celeba, "TAR@1e-2": celeba_tar}}}
 
 
-def test_differences_are_points_and_logarithms_of_ratios():
-    assert difference(figures(75, 30), figures(70, 20), "LFW", "accuracy") == 5
-    assert difference(figures(75, 30), figures(70, 20), "LFW", "TAR@1e-2") == pytest.approx(math.log(1.5))
-    assert difference(figures(75, 30), figures(70, 0), "LFW", "TAR@1e-2") is None
-    assert difference(figures(75, 30), figures(70, 20), "LFW", "TAR@1e-3") is None
+def row(group: str, arm: str, seed: int, of: dict, processor: str = "this processor", images: str = "2x2") -> dict:
+    return {"group": group, "images": images, "arm": arm, "seed": seed, "processor": processor, "recipe": "today's", **of}
+
+
+def test_points_and_logarithms_are_compared():
+    assert measured(figures(75, 30), "LFW", "accuracy") == 75
+    assert measured(figures(75, 30), "LFW", "TAR@1e-2") == pytest.approx(math.log(30))
+    assert measured(figures(70, 0), "LFW", "TAR@1e-2") is None and measured(figures(70, 20), "LFW", "TAR@1e-3") is None
 
 
 @pytest.fixture
 def report(tmp_path):
     """Three seeds of w = 0 and of two plain negatives in the factorial; `add` adds an arm."""
-    report = Report(tmp_path, "this processor", docs=False)
+    report = Report(tmp_path, [], docs=False)
 
     def add(name: str, *values: tuple[float, ...], part: str = "factorial"):
         for seed, one in enumerate(values, start=1):
-            report.add(Trial(part, Arm(name), seed, Images(2, 2)), figures(*one))
+            report.add(row(part, name, seed, figures(*one)))
     report.fill = add
     add(W0, (70, 20), (71, 20), (72, 20))
     add(FAR, (70, 21), (70, 21), (70, 21))
@@ -68,16 +100,19 @@ def test_the_frontier_is_compared_by_pairs_where_it_has_several_seeds(report):
     assert frontier.startswith("Frontier: 2 identities x 2 images") and factorial.startswith("Factorial: 2 identities x 2 images")
     assert f"| {FAR} | w0 | 2 | +1.00 (+1.00 to +1.00) | 1.10 (1.10 to 1.10) |" in frontier
     assert f"| {FAR} (2) | 0.400 +- 0.000 |" in frontier and f"| {FAR} (3) |" in factorial
-    # against w = 0 and the best plain negative, of the seed that all have; not against every other
-    assert f"| close w0.5 | {FAR} | 1 | +1.00 | 0.95 |" in frontier and "| w0 | close w0.5 |" not in frontier
+    # against w = 0 and the best plain negative, not against every other
+    assert f"| close w0.5 | {FAR} | 1 | +1.00 (+1.00 to +1.00) | 0.95 (0.95 to 0.95) |" in frontier
+    assert "| w0 | close w0.5 |" not in frontier
     assert "| w0 | close w0.5 |" in factorial
-    assert len(report.plot_frontier().axes[0].lines) == 3
+    axes = report.plot_frontier().axes[2]  # the ratio of TAR
+    assert [text.get_text() for text in axes.texts] == ["w0.5", "w0.5"]  # their colours are of far and close
+    assert [line.get_ydata()[0] for line in axes.lines if line.get_marker() == "o"] == pytest.approx([1.1, 1.05])
 
 
 def test_sets_of_several_numbers_of_identities_are_told_apart(report):
     for images, tar in ((Images(750, 4), 20), (Images(3000, 4), 30)):
         for arm, times in ((W0, 1.0), (FAR, 1.2)):
-            report.add(Trial("identities", Arm(arm), 1, images), figures(70, tar * times))
+            report.add(row(f"identities {images}", arm, 1, figures(70, tar * times), images=str(images)))
     *_, few, many = (report.folder / "experiment.md").read_text().split("## ")
     assert few.startswith("More identities: 750 identities x 4") and many.startswith("More identities: 3000 identities x 4")
     for text in (few, many):
@@ -85,6 +120,7 @@ def test_sets_of_several_numbers_of_identities_are_told_apart(report):
 
 
 def test_pairs_are_of_the_seeds_that_both_have(report):
+    report.rows = [one for one in report.rows if one["arm"] == W0]
     report.fill("new", (74, 20), (76, 20))
     # 4 and 5: standard error 0.5; t of 0.95 with 1 degree of freedom is 6.31375
     assert report.paired("new", W0, "LFW", "accuracy") == pytest.approx((4.5, 4.5 - 3.15688, 4.5 + 3.15688), abs=1e-5)
@@ -92,9 +128,12 @@ def test_pairs_are_of_the_seeds_that_both_have(report):
     assert "| new | w0 | 2 | +4.50 (+1.34 to +7.66) | 1.00 (1.00 to 1.00) |" in table and "real faces" not in table
     report.fill(CEILING.name, (74, 30), part="ceiling")
     row, = (line for line in (report.folder / "experiment.md").read_text().splitlines() if line.startswith("| real faces | w0"))
-    assert row == "| real faces | w0 | 1 | +4.00 | 1.50 |  | +0.00 | 1.00 |  |  |"
+    # seed 1 is 0.75 below seed 2, so real faces are 74.75, and w = 0 is 70.5; what is left is +-0.25 four times, of one degree of
+    # freedom: variance 0.25, of the difference 1.75 times that; t is 6.31375
+    assert row == ("| real faces | w0 | 1 | +4.25 (+0.07 to +8.43) | 1.50 (1.50 to 1.50) |  | +0.00 (+0.00 to +0.00) | "
+                   "1.00 (1.00 to 1.00) |  |  |")
     axes, _ = report.plot_factorial().axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == [CEILING.name, FAR, "close w0.5", "new"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [CEILING.name, "new"]
     ratios = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "s"]
     assert axes.yaxis_inverted() and ratios == [pytest.approx(1.5)]
 
@@ -131,8 +170,26 @@ def test_the_arms_are_those_of_the_question():
                      "far w0.5, perturbed", "far w0.5, perturbed, band", "far w0..1", "w0, annealed", "far w0.5, annealed",
                      "close w0.25", "far w1, perturbed to 0.7"]
     assert len(factorial([FAR, f"{FAR}, perturbed"])) == len(factorial()) == 11
-    assert len(FRONTIER) == 1 + 5 * 3 + 1 + 2 * 3 + 1
+    assert len(FRONTIER) == 1 + 5 * 3 + 1 + 2 * 3 + 1 + 1
     assert sum(arm.is_plain for arm in FRONTIER.values()) == 17
+
+
+def test_what_is_kept_is_of_any_processor_and_not_made_again(report):
+    report.rows = [row("frontier", W0, 0, figures(70, 20), "that one"), row("frontier", FAR, 0, figures(71, 21), "that one"),
+                   row("frontier", W0, 6, figures(70, 20))]
+
+    def is_kept(arm: str, seed: int, identities: int = 2, part: str = "frontier") -> bool:
+        return report.is_kept(Trial(part, FRONTIER[arm], seed, Images(identities, 2)), "this processor")
+
+    assert is_kept(W0, 0) and is_kept("null w1", 0)  # nothing here is compared with another processor's
+    assert is_kept(W0, 6) and not is_kept("null w1", 6) and not is_kept(W0, 1)
+    assert not is_kept(W0, 6, 3) and not is_kept(W0, 6, part="factorial")
+    report.add(row("frontier", FAR, 6, figures(72, 21)))
+    text = (report.folder / "experiment.md").read_text()
+    assert "Measured with seed 0 on that one; seed 6 on this processor." in text
+    assert f"| {FAR} | {W0} | 2 | +1.50 (-1.66 to +4.66) |" in text  # 1 and 2
+    report.add(row("frontier", FAR, 6, figures(72, 21), images="3x2"))
+    assert len(report.rows) == 1
 
 
 # ---- the whole of it -------------------------------------------------------------------------------------------------
@@ -236,6 +293,16 @@ def test_a_small_experiment_goes_on_after_a_kill_to_the_same_tables(small, tmp_p
 
     monkeypatch.setattr(experiment_trials, "stage", refuse)
     run(experiment, *small, killed)
+    elsewhere = f"paths.output={tmp_path / 'elsewhere'}"
+    kept = (tmp_path / KEPT).read_text()
+    assert kept.count("\n") == 7 + 2
+    run(experiment, *small, elsewhere, "--docs")  # all kept
+    assert (tmp_path / "docs" / "experiment.md").read_text() == document and (tmp_path / KEPT).read_text() == kept
+    with pytest.raises(AssertionError, match="made again"):  # another recipe
+        run(experiment, *small, elsewhere, "--docs", "fr.epochs=2")
+    write_text(tmp_path / KEPT, "[{}]")
+    with pytest.raises(UserError, match="experiment_trials.json: is no list of trials .'arm'.; restore it"):
+        run(experiment, *small, elsewhere, "--docs")
     shutil.rmtree(tmp_path / "killed" / "experiment" / "trials")
     with pytest.raises(AssertionError, match="made again"):
         run(experiment, *small, killed)
