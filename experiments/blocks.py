@@ -19,12 +19,14 @@ def contrast(values: Values, arm: str, base: str, level: float = 0.9) -> tuple[f
     Returns:
         The difference and its limits, NaN where nothing tells the noise; None where no chain of shared seeds links the two.
     """
+    if not {arm, base} <= {of for of, _ in values}:
+        return None
     arms, seeds = (list(dict.fromkeys(names)) for names in zip(*values, strict=True))
     design = np.array([[of == one for one in arms] + [seed == one for one in seeds] for of, seed in values], dtype=float)
     wanted = np.array([(one == arm) - (one == base) for one in arms] + [0] * len(seeds), dtype=float)
     solve, found = np.linalg.pinv(design), np.array(list(values.values()))
     weights = wanted @ solve  # of each value in the difference
-    if not {arm, base} <= set(arms) or not np.allclose(weights @ design, wanted):
+    if not np.allclose(weights @ design, wanted):
         return None
     value, noise = float(weights @ found), found - design @ (solve @ found)
     freedom = len(found) - np.linalg.matrix_rank(design)

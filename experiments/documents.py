@@ -19,10 +19,21 @@ def write_between(document: str, experiment: str, text: str) -> None:
     Raises:
         UserError: the document is not there, or lacks a marker.
     """
+    before, after = around(document, experiment)
+    below, above = markers(experiment)
+    write_text(ROOT / document, f"{before}{below}\n{text}{above}{after}")
+
+
+def around(document: str, experiment: str) -> tuple[str, str]:
+    """What stands in a document above the markers of `experiment`, and what below.
+
+    Raises:
+        UserError: as `write_between`.
+    """
     file, (below, above) = ROOT / document, markers(experiment)
     found = file.read_text(encoding="utf-8") if file.is_file() else ""
     before, _, rest = found.partition(below)
     _, end, after = rest.partition(above)
     if not end:
         raise UserError(f"{file}: lacks one of the comments between which --docs writes; restore {below} and {above}")
-    write_text(file, f"{before}{below}\n{text}{above}{after}")
+    return before, after

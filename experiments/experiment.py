@@ -7,13 +7,14 @@ Writes  <output>/experiment/trials/: each trial, kept as it goes; run again, it 
     python -m experiments.experiment
     python -m experiments.experiment --minutes 600 --docs scores.recogniser=data/mobilefacenet_independent.ncnn.param
 
-First the frontier: w = 0, the paper's five strategies at three w, AdaptDiff, and with perturbed contexts Far, at two w in three
-cones, and AdaptDiff; a recogniser trained on each set. Then, for one seed after the other, recognisers of as many real faces
-(the ceiling), of each arm of the factorial, and of w = 0 and Far, plain and perturbed, of many identities with few images each:
-contexts, images and training anew with each seed, paired differences from w = 0 and from the plain negatives. fp32; trials of
-other weights or of another kind of processor are made anew. Settings go to every stage; the solver is that of the settings.
-Processes may share the output, each with --seeds of its own; one more run with all seeds writes the tables of all of them.
-With --docs the tables have the trials of docs/experiment_trials.json too, whichever machine made them, which are not made again.
+First the frontier: w = 0, the paper's five strategies at three w, AdaptDiff, Far with annealing, and with perturbed contexts
+Far, at two w in three cones, and AdaptDiff; a recogniser trained on each set. Then, for one seed after the other, recognisers
+of as many real faces (the ceiling), of each arm of the factorial, and of w = 0 and Far, plain and perturbed, of many
+identities with few images each: contexts, images and training anew with each seed, differences within seeds from w = 0 and
+from the plain negatives. fp32; trials of other weights or of another kind of processor are made anew. Settings go to every
+stage; the solver is that of the settings. Processes may share the output, each with --seeds of its own; one more run with all
+seeds writes the tables of all of them. With --docs (one process at a time) the tables have the trials of
+docs/experiment_trials.json too, whichever machine made them; those are not made again.
 """
 import argparse
 import time
@@ -21,7 +22,8 @@ from collections.abc import Iterable, Iterator
 
 from config import places
 from config.load import load_config
-from experiments.experiment_report import Report
+from experiments import documents
+from experiments.experiment_report import DOCUMENT, Report
 from experiments.experiment_trials import (
     CEILING,
     FRONTIER,
@@ -46,8 +48,12 @@ def main() -> None:
     options, given = arguments()
     config = load_config(__doc__, arguments=["--preset", "experiment", *given])
     laboratory = Laboratory(config, given, options.spare, distributed.setup(config.device).device)
-    kept = laboratory.kept() if options.docs else []
-    study = Study(laboratory, options, Report(places.experiment_folder(config), kept, options.docs))
+    kept: tuple[list, list] = [], []
+    if options.docs:
+        documents.around(DOCUMENT, "experiment")  # rather now than after the first trial
+        kept = laboratory.kept({"frontier": options.frontier, "factorial": options.sets})
+    require_other_seeds(options, {row["seed"] for row in kept[0] if row["table"] == "frontier"})
+    study = Study(laboratory, options, Report(places.experiment_folder(config), *kept, options.docs))
     study.estimate()
     study.run()
     print(f"written to {study.report.folder}", *study.without, sep="\n")
@@ -83,19 +89,22 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--identities", type=lambda text: tuple(map(images, text.split(","))), help="identities x images of the "
                         "sets of many, sizes separated by commas", default=(Images(750, 4),))
     parser.add_argument("--arms", type=arms, default=(), help="only these, by their names in the tables, separated by "
-                        "semicolons; the factorial then takes any of the frontier's, and the tables have no others")
+                        "semicolons; the factorial then takes any of the frontier's, and the tables have no others but kept ones")
     parser.add_argument("--seeds", type=seeds, default=(1, 2, 3, 4, 5), help="of all but the frontier")
     parser.add_argument("--frontier-seeds", type=seeds, default=(0,), help="none of --seeds: the frontier chooses arms of the "
                         "factorial")
     parser.add_argument("--spare", type=float, default=1.6, help="times as many images of each identity are drawn in the "
                         "factorial, for its band filter to choose from")
     parser.add_argument("--docs", action="store_true", help="write the tables and the plots into docs/ too")
-    options, given = parse(parser)
-    both = set(options.seeds) & set(options.frontier_seeds)
-    if both and {"frontier", "factorial"} <= set(options.parts):
-        raise UserError(f"--frontier-seeds: {min(both)} is in --seeds too, and the frontier chooses arms of the factorial; give "
-                        "it other seeds")
-    return options, given
+    return parse(parser)
+
+
+def require_other_seeds(options: argparse.Namespace, kept: set[int]) -> None:
+    """Raises UserError where the factorial would have a seed of the frontier, made now or kept."""
+    frontier = kept | set(options.frontier_seeds * ("frontier" in options.parts))
+    if "factorial" in options.parts and (both := frontier & set(options.seeds)):
+        raise UserError(f"--seeds: {min(both)} is a seed of the frontier, which chooses arms of the factorial; give one of them "
+                        "other seeds (--frontier-seeds)")
 
 
 class Study:
@@ -151,8 +160,8 @@ class Study:
         """What is left will take so long; printed before anything is made."""
         totals: dict[str, dict[str, float]] = {}
         if self.report.rows:
-            print(f"{len(self.report.rows)} trials are in {KEPT} and not made again, nor is any other of their seeds by another "
-                  "kind of processor")
+            print(f"{len(self.report.rows)} trials are in {KEPT} and are not made again; others of their seeds are made by the "
+                  "same kind of processor only")
         runs: set[tuple] = set()
         for trial in self.trials():
             counts = totals.setdefault(trial.group, dict.fromkeys(RATES, 0.0) | {"trials": 0})
@@ -165,7 +174,7 @@ class Study:
             slow, fast = (one / 3600 for one in seconds(counts))
             print(f"{part}: {counts['trials']} sets to make, {counts['align']:,.0f} images to draw; TFLOP: "
                   f"{counts['draw'] / 1e3:,.0f} drawing, {counts['train'] / 1e3:,.0f} training; {fast:.1f} to {slow:.1f} h")
-        if not any(True for _ in self.wanted()):
+        if next(self.wanted(), None) is None:
             raise UserError("--arms: none of them is in --parts; leave one of the two out")
         slow, fast = (sum(one) / 3600 for one in zip((0, 0), *map(seconds, totals.values()), strict=True))
         print(f"all: {fast:.1f} to {slow:.1f} h at the rates that two cores were seen to have, besides two arms at most for the "

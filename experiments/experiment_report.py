@@ -19,6 +19,7 @@ OF_IMAGES = {"genuine_mean": "genuine mean", "impostor_mean": "impostor mean", "
 OF_TESTS = {"accuracy": "pairs, %", "TAR@1e-2": "TAR at FAR 1e-2, %", "TAR@1e-3": "TAR at FAR 1e-3, %"}
 # What is an improvement: points of accuracy, or a ratio of TAR. Fixed before anything was measured.
 POINTS, RATIO = 3.0, 1.3
+DOCUMENT = "docs/experiment.md"
 
 Row = Mapping[str, Any]  # what Laboratory.row says of a trial
 
@@ -36,35 +37,39 @@ class Report:
 
     Args:
         rows: of trials made before, maybe elsewhere.
+        others: rows that are in no table but kept, of another recipe or number of images.
         docs: also into docs/, and the rows themselves into KEPT.
     """
 
-    def __init__(self, folder: Path, rows: Sequence[Row], docs: bool) -> None:
-        self.folder, self.rows, self.docs = folder, list(rows), docs
+    def __init__(self, folder: Path, rows: Sequence[Row], others: Sequence[Row], docs: bool) -> None:
+        self.folder, self.rows, self.others, self.docs = folder, list(rows), list(others), docs
 
     def add(self, row: Row) -> None:
-        """In place of those of its group that have another number of images."""
-        self.rows = [one for one in self.rows if one["group"] != row["group"] or one["images"] == row["images"]] + [row]
+        self.rows.append(row)
         self.write()
 
     def is_kept(self, trial: Trial, processor: str) -> bool:
         """It is among the rows, or its seed is and was another processor's: what is compared within a seed is of one kind."""
         return any(row["seed"] == trial.seed and (row["arm"] == trial.arm.name or row["processor"] != processor)
-                   for row in self.rows if (row["group"], row["images"]) == (trial.group, str(trial.images)))
+                   for row in self.rows if row["table"] == trial.table)
 
     @property
     def known(self) -> dict[str, dict[str, dict[int, Row]]]:
-        """By group of trials, arm and seed."""
+        """By table, arm and seed."""
         known: dict[str, dict[str, dict[int, Row]]] = {}
         for row in self.rows:
-            known.setdefault(row["group"], {}).setdefault(row["arm"], {})[row["seed"]] = row
+            known.setdefault(row["table"], {}).setdefault(row["arm"], {})[row["seed"]] = row
         return known
 
     def draw(self) -> None:
         """The plots of what is known."""
-        for part in PLOTS.keys() & self.known.keys():
+        for part in self.drawn():
             for folder in (self.folder, *[documents.ROOT / "docs" / "demo"] * self.docs):
                 save_figure(PLOTS[part](self), folder / f"{part}.png")
+
+    def drawn(self) -> list[str]:
+        """The parts that have a plot: those where anything can be compared with w = 0."""
+        return [part for part in PLOTS if len(self.known.get(part, {})) > 1 and W0 in self.known[part]]
 
     # ---- verdicts ----------------------------------------------------------------------------------------------------
 
@@ -79,26 +84,24 @@ class Report:
         values: Values = {(arm, seed): sum(math.log(max(test.get(name, 0), 1e-3)) for test in row["tests"].values()
                                            for name in ("TAR@1e-2", "TAR@1e-3"))
                           for arm, seeds in arms.items() for seed, row in seeds.items()}
-        above = {arm: contrast(values, arm, next(iter(arms))) or (-math.inf,) for arm in arms.keys() - {W0}}
+        base = W0 if W0 in arms else next(iter(arms), W0)
+        above = {arm: contrast(values, arm, base) or (-math.inf,) for arm in arms.keys() - {W0}}
         ranked = sorted(above, key=lambda arm: (-above[arm][0], arm))
         return [arm for is_plain in (True, False) for arm in [one for one in ranked if FRONTIER[one].is_plain == is_plain][:1]]
 
     def baselines(self, group: str) -> list[str]:
         """w = 0 and the negatives without anything else; of the frontier only the best of them."""
-        bases = [arm for arm in self.known.get(group, {}) if arm in FRONTIER and FRONTIER[arm].is_plain]
+        bases = [arm for arm in self.known[group] if arm in FRONTIER and FRONTIER[arm].is_plain]
         return [arm for arm in bases if group != "frontier" or arm in (W0, *self.best_of_frontier()[:1])]
 
     def paired(self, arm: str, base: str, test: str, measure: str, group: str = "factorial") -> tuple[float, float, float] | None:
-        """Points of accuracy or the logarithm of a ratio of TAR between two arms, and its 90% interval."""
-        found = {(of, seed): measured(row, test, measure) for of, seeds in self.trained(group).items()
+        """Points of accuracy or the logarithm of a ratio of TAR between two arms, and its 90% interval; None where that cannot be
+        told, or one of their TARs is 0. Other arms' zeros are left out."""
+        found = {(of, seed): measured(row, test, measure) for of, seeds in self.known[group].items()
                  for seed, row in seeds.items()}
         if None in (value for (of, _), value in found.items() if of in (arm, base)):
             return None
         return contrast({key: value for key, value in found.items() if value is not None}, arm, base)
-
-    def trained(self, group: str = "factorial") -> Mapping[str, Mapping[int, Row]]:
-        """All of a group; the ceiling is compared with the factorial."""
-        return (self.known.get("ceiling", {}) if group == "factorial" else {}) | self.known.get(group, {})
 
     def helps(self, arm: str, base: str, group: str = "factorial") -> bool:
         """POINTS more accuracy or RATIO times the TAR at FAR 1e-2 on LFW, the interval clear of nothing, and on all tests."""
@@ -110,7 +113,7 @@ class Report:
 
     def shared(self, arm: str, base: str, group: str) -> set[int]:
         """The seeds that both have."""
-        return set.intersection(*(set(self.trained(group)[one]) for one in (arm, base)))
+        return set.intersection(*(set(self.known[group][one]) for one in (arm, base)))
 
     # ---- tables ------------------------------------------------------------------------------------------------------
 
@@ -119,9 +122,9 @@ class Report:
         text = "\n".join(lines) + "\n"
         write_text(self.folder / "experiment.md", text)
         if self.docs:
-            write_text(documents.ROOT / KEPT, "[\n" + ",\n".join(map(json.dumps, self.rows)) + "\n]\n")
-            text += "".join(f"\n![{what}](demo/{part}.png)\n" for part, what in ALT.items() if part in self.known)
-            documents.write_between("docs/experiment.md", "experiment", text)
+            text += "".join(f"\n![{what}](demo/{part}.png)\n" for part, what in ALT.items() if part in self.drawn())
+            documents.write_between(DOCUMENT, "experiment", text)
+            write_text(documents.ROOT / KEPT, "[\n" + ",\n".join(map(json.dumps, [*self.others, *self.rows])) + "\n]\n")
 
     def header(self, first: str) -> list[str]:
         columns = [*OF_IMAGES.values(), *(f"{test}: {name}" for test in self.tests() for name in OF_TESTS.values())]
@@ -140,33 +143,32 @@ class Report:
 
     def groups(self) -> list[str]:
         """In the order of the tables."""
-        several = dict.fromkeys("factorial" if group == "ceiling" else group for group in self.known)
-        return sorted(several, key=lambda group: list(TITLES).index(group.partition(" ")[0]))
+        return sorted(self.known, key=lambda group: list(TITLES).index(group.partition(" ")[0]))
 
     def group(self, group: str) -> list[str]:
         """What is known of a group: a row for each arm, and the paired differences."""
-        rows = [self.row(f"{arm} ({len(seeds)})", list(seeds.values())) for arm, seeds in self.trained(group).items()]
-        own = [row for seeds in self.trained(group).values() for row in seeds.values()]
-        made = [f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} on {processor}"
+        rows = [self.row(f"{arm} ({len(seeds)})", list(seeds.values())) for arm, seeds in self.known[group].items()]
+        own = [row for row in self.rows if row["table"] == group]
+        made = [f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))} on {processor}"
                 for processor in dict.fromkeys(row["processor"] for row in own)
                 if (seeds := sorted({row["seed"] for row in own if row["processor"] == processor}))]
-        identities, each = own[-1]["images"].split("x")
+        identities, each = own[0]["images"].split("x")
         return [f"## {TITLES[group.partition(' ')[0]]}: {identities} identities x {each} images", "",
-                f"Measured with {'; '.join(made)}. In brackets the number of seeds; +- is the standard deviation over them.", "",
+                f"Measured: {'; '.join(made)}. In brackets the number of seeds; +- is the standard deviation over them.", "",
                 *self.header("images"), *rows, "", *self.differences(group)]
 
     def differences(self, group: str) -> list[str]:
         """Empty where there is nothing to compare with, or, of the frontier, only one seed."""
-        trials, bases = self.trained(group), self.baselines(group)
+        trials, bases = self.known[group], self.baselines(group)
         if not bases or group == "frontier" and max(map(len, trials.values())) == 1:
             return []
         measures = [(test, measure) for test in self.tests() for measure in OF_TESTS]
         columns = [f"{test}: {'points' if measure == 'accuracy' else 'ratio of ' + OF_TESTS[measure].removesuffix(', %')}"
                    for test, measure in measures]
-        lines = ["Differences with 90% intervals, by least squares of arm and seed over the whole table (experiments/blocks.py); "
-                 "of ratios the logarithms. In the column of seeds those that both have. "
+        lines = ["Differences with 90% intervals, by least squares of arm and seed over the whole table (experiments/blocks.py), "
+                 "TAR by its logarithm. *Seeds*: how many both have. "
                  f"*Helps*: {POINTS:g} points or {RATIO:g} times the TAR at FAR 1e-2 on LFW's held-out folds, the interval clear "
-                 "of no difference there and on the other test sets; told of two seeds or more.", "",
+                 "of no difference there and on the other test sets; said where they share two seeds at least.", "",
                  "| images | against | seeds | " + " | ".join(columns) + " | helps |", "|" + "---|" * (len(columns) + 4)]
         for base in bases:
             for arm in (one for one in trials if one != base):
@@ -186,15 +188,15 @@ class Report:
         return f"{value:{sign}}" + ("" if math.isnan(low) else f" ({low:{sign}} to {high:{sign}})")
 
     def plot_factorial(self) -> Figure:
-        """TAR at FAR 1e-2 on each test set as a ratio to that of w = 0, with 90% intervals where there are several seeds."""
-        figure, arms = Figure(figsize=(11, 6), layout="constrained"), [arm for arm in self.trained() if arm != W0]
+        """TAR at FAR 1e-2 on each test set as a ratio to that of w = 0, with 90% intervals."""
+        figure, arms = Figure(figsize=(11, 6), layout="constrained"), [arm for arm in self.known["factorial"] if arm != W0]
         every = figure.subplots(1, len(self.tests()), sharey=True, squeeze=False)[0]
         for axes, test in zip(every, self.tests(), strict=True):
             for y, arm in enumerate(arms):
-                if W0 in self.trained() and (found := self.paired(arm, W0, test, "TAR@1e-2")):
+                if found := self.paired(arm, W0, test, "TAR@1e-2"):
                     value, low, high = map(math.exp, found)
                     axes.plot([low, high], [y, y], color="C0")
-                    axes.plot(value, y, "o" if arm in self.known["factorial"] else "s", color="C0")
+                    axes.plot(value, y, "s" if arm == CEILING.name else "o", color="C0")
             axes.axvline(1, color="black", linewidth=0.8)
             axes.axvline(RATIO, color="black", linewidth=0.8, linestyle="dotted")
             axes.set(xlabel=f"{test}: TAR at FAR 1e-2, ratio to w0", yticks=range(len(arms)), yticklabels=arms)
@@ -216,8 +218,8 @@ class Report:
                         axes.plot(x, value, "o" if FRONTIER[arm].is_plain else "^", **style)
                         axes.annotate(" ".join(rest.replace("perturbed", "").split()), (x, value), fontsize=7, xytext=(4, 3),
                                       textcoords="offset points")
-                if W0 in self.known["frontier"]:
-                    axes.axvline(mean(one[key] for one in self.known["frontier"][W0].values()), color="black", linestyle="dotted")
+                axes.axvline(mean(one[key] for one in self.known["frontier"][W0].values()), color="black", linestyle="dotted")
+                axes.margins(x=0.1)  # for the last label
                 axes.axhline(0 if measure == "accuracy" else 1, color="black", linewidth=0.8)
             line[0].set_ylabel(f"{test}: {'points' if measure == 'accuracy' else 'ratio of TAR at FAR 1e-2'} against w = 0")
         for axes, key in zip(every[1], ("genuine_mean", "vendi"), strict=True):
@@ -231,4 +233,5 @@ class Report:
 
 TITLES = {"frontier": "Frontier", "factorial": "Factorial", "identities": "More identities"}
 PLOTS = {"frontier": Report.plot_frontier, "factorial": Report.plot_factorial}
-ALT = {"frontier": "Accuracy and TAR against genuine mean and variety", "factorial": "Each arm's TAR as a ratio to that of w = 0"}
+ALT = {"frontier": "Accuracy and TAR on LFW, against w = 0, by genuine mean and variety",
+       "factorial": "Each arm's TAR as a ratio to that of w = 0"}

@@ -5,7 +5,7 @@ kind of processor have folders of their own; what came out is kept as one file.
 """
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import accumulate, product
@@ -96,8 +96,12 @@ class Trial:
 
     @property
     def group(self) -> str:
-        """Trials that are compared with one another; the ceiling is with the factorial."""
         return f"identities {self.images}" if self.part == "identities" else self.part
+
+    @property
+    def table(self) -> str:
+        """Trials that are compared with one another have the same: the ceiling is with the factorial."""
+        return "factorial" if self.part == "ceiling" else self.group
 
 
 class TooFewError(UserError):
@@ -224,34 +228,44 @@ class Laboratory:
 
     def row(self, trial: Trial, figures: dict[str, Any]) -> dict[str, Any]:
         """A trial and its figures, as KEPT has them."""
-        return {"group": trial.group, "images": str(trial.images), "arm": trial.arm.name, "seed": trial.seed,
-                "processor": self.processor, "recipe": self.recipe(trial.arm, trial.group), **figures}
+        return {"table": trial.table, "images": str(trial.images), "arm": trial.arm.name, "seed": trial.seed,
+                "processor": self.processor, "recipe": self.recipe(trial.arm, trial.table), **figures}
 
-    def recipe(self, arm: Arm, group: str) -> str:
-        """What decides an arm's figures but for seed, number of images and processor: of files the contents, not the paths."""
+    def recipe(self, arm: Arm, table: str) -> str:
+        """What decides an arm's figures but for seed, number of images, processor and the real faces, which each processor aligns
+        a little differently: settings, weights, pair lists."""
         config = load_config("", arguments=["--preset", "experiment", *self.given, *arm.settings])
         groups = (replace(config.contexts, seed=0, number=2, recogniser="", name=""), config.negatives, config.guidance,
                   config.variety, replace(config.sampling, seed=0, identities=1, images_per_identity=1),
                   replace(config.fr, seed=0, name="", images="", leave_out="", keep_list="", identities=0))
-        chosen = BAND * arm.band, self.spare * (group == "factorial"), config.align.template, config.align.minimum_face
-        tests = self.scorer, list(map(file_digest, self.verify.lfw_pairs)), self.verify.images_per_identity
-        return short(*map(asdict, groups), *chosen, *tests, self.weights)
+        chosen = (BAND * arm.band, self.spare * (table == "factorial"), config.align.template, config.align.minimum_face,
+                  config.training.compile)
+        return short(*map(asdict, groups), *chosen, self.scorer, self.lists, self.verify.images_per_identity, self.weights)
 
-    def kept(self) -> list[dict[str, Any]]:
-        """The rows of KEPT that trials of today would have; none where there is no such file.
+    @cached_property
+    def lists(self) -> list[str]:
+        return [f"{file.stem} {file_digest(file)}" for file in map(Path, self.verify.lfw_pairs)]
+
+    def kept(self, images: Mapping[str, Images]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The rows of KEPT that trials of today would have, with so many `images` in each table, and the other rows.
 
         Raises:
             UserError: the file holds something else.
         """
-        if not (file := documents.ROOT / KEPT).is_file():
-            return []
-        fix, arms = "restore it from the repository", {arm.name: arm for arm in (CEILING, *factorial(FRONTIER))}
-        rows = read_json(file, fix)
-        try:
-            return [row for row in rows
-                    if row["arm"] in arms and row["recipe"] == self.recipe(arms[row["arm"]], row["group"])]
-        except (TypeError, KeyError) as error:
-            raise UserError(f"{file}: is no list of trials ({error}); {fix}") from None
+        file, fix = documents.ROOT / KEPT, "restore it from the repository"
+        rows = read_json(file, fix) if file.is_file() else []
+        needed = {"table": str, "images": str, "arm": str, "seed": int, "processor": str, "recipe": str, "tests": dict}
+        if not isinstance(rows, list) or not all(isinstance(row, dict) and all(
+                isinstance(row.get(key), kind) for key, kind in needed.items()) for row in rows):
+            raise UserError(f"{file}: is no list of trials; {fix}")
+        arms = {arm.name: arm for arm in (CEILING, *factorial(FRONTIER))}
+        sizes = {table: str(one) for table, one in images.items()}
+        found: tuple[list[dict[str, Any]], list[dict[str, Any]]] = [], []
+        for row in rows:
+            is_todays = (row["images"] == sizes.get(row["table"], row["images"]) and row["arm"] in arms
+                         and row["recipe"] == self.recipe(arms[row["arm"]], row["table"]))
+            found[not is_todays].append(row)
+        return found
 
     # ---- what it costs -----------------------------------------------------------------------------------------------
 

@@ -1,7 +1,9 @@
 """experiments/experiment.py: intervals and verdicts by hand, and the whole of it on next to nothing."""
+import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -53,7 +55,7 @@ def test_other_arms_tell_how_lucky_the_only_seed_of_one_was():
 
 def test_arms_that_no_seed_links_are_not_compared():
     values = {("a", 0): 1.0, ("b", 0): 2.0, ("c", 1): 3.0, ("d", 1): 4.0}
-    assert contrast(values, "a", "c") is None and contrast(values, "a", "e") is None
+    assert contrast(values, "a", "c") is None and contrast(values, "a", "e") is None and contrast({}, "a", "b") is None
     assert contrast(values, "b", "a")[0] == pytest.approx(1)
     assert contrast(values | {("d", 0): 1.5}, "c", "a")[0] == pytest.approx(-0.5)  # by d
 
@@ -63,8 +65,8 @@ def figures(accuracy: float, tar: float, celeba: float = 60.0, celeba_tar: float
         "LFW": {"accuracy": accuracy, "TAR@1e-2": tar}, "celeba_180": {"accuracy": celeba, "TAR@1e-2": celeba_tar}}}
 
 
-def row(group: str, arm: str, seed: int, of: dict, processor: str = "this processor", images: str = "2x2") -> dict:
-    return {"group": group, "images": images, "arm": arm, "seed": seed, "processor": processor, "recipe": "today's", **of}
+def row(table: str, arm: str, seed: int, of: dict, processor: str = "this processor", images: str = "2x2") -> dict:
+    return {"table": table, "images": images, "arm": arm, "seed": seed, "processor": processor, "recipe": "today's", **of}
 
 
 def test_points_and_logarithms_are_compared():
@@ -76,7 +78,7 @@ def test_points_and_logarithms_are_compared():
 @pytest.fixture
 def report(tmp_path):
     """Three seeds of w = 0 and of two plain negatives in the factorial; `add` adds an arm."""
-    report = Report(tmp_path, [], docs=False)
+    report = Report(tmp_path, [], [], docs=False)
 
     def add(name: str, *values: tuple[float, ...], part: str = "factorial"):
         for seed, one in enumerate(values, start=1):
@@ -126,14 +128,14 @@ def test_pairs_are_of_the_seeds_that_both_have(report):
     assert report.paired("new", W0, "LFW", "accuracy") == pytest.approx((4.5, 4.5 - 3.15688, 4.5 + 3.15688), abs=1e-5)
     table = (report.folder / "experiment.md").read_text()
     assert "| new | w0 | 2 | +4.50 (+1.34 to +7.66) | 1.00 (1.00 to 1.00) |" in table and "real faces" not in table
-    report.fill(CEILING.name, (74, 30), part="ceiling")
+    report.fill(CEILING.name, (74, 30))
     row, = (line for line in (report.folder / "experiment.md").read_text().splitlines() if line.startswith("| real faces | w0"))
     # seed 1 is 0.75 below seed 2, so real faces are 74.75, and w = 0 is 70.5; what is left is +-0.25 four times, of one degree of
     # freedom: variance 0.25, of the difference 1.75 times that; t is 6.31375
     assert row == ("| real faces | w0 | 1 | +4.25 (+0.07 to +8.43) | 1.50 (1.50 to 1.50) |  | +0.00 (+0.00 to +0.00) | "
                    "1.00 (1.00 to 1.00) |  |  |")
     axes, _ = report.plot_factorial().axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == [CEILING.name, "new"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["new", CEILING.name]
     ratios = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "s"]
     assert axes.yaxis_inverted() and ratios == [pytest.approx(1.5)]
 
@@ -164,6 +166,16 @@ def test_arms_are_compared_with_plain_negatives_and_the_best_of_the_frontier_joi
     assert report.best_of_frontier() == ["mid w0.25", "far w1, perturbed"]
 
 
+@pytest.mark.parametrize("text", ["{}", "[1]", "[{}]", json.dumps([row("frontier", W0, 0, figures(1, 1)) | {"seed": "0"}]),
+                                  json.dumps([{**row("frontier", W0, 0, figures(1, 1)), "tests": 3}])])
+def test_what_is_kept_is_checked(tmp_path, monkeypatch, text):
+    monkeypatch.setattr(documents, "ROOT", tmp_path)
+    assert experiment_trials.Laboratory.kept(None, {}) == ([], [])
+    write_text(tmp_path / KEPT, text)
+    with pytest.raises(UserError, match="experiment_trials.json: is no list of trials; restore it"):
+        experiment_trials.Laboratory.kept(None, {})
+
+
 def test_the_arms_are_those_of_the_question():
     names = [arm.name for arm in factorial(["close w0.25", "far w1, perturbed to 0.7"])]
     assert names == ["w0", "w0, band", "w0, perturbed", "w0, perturbed, band", "far w0.5", "far w0.5, band",
@@ -182,14 +194,15 @@ def test_what_is_kept_is_of_any_processor_and_not_made_again(report):
         return report.is_kept(Trial(part, FRONTIER[arm], seed, Images(identities, 2)), "this processor")
 
     assert is_kept(W0, 0) and is_kept("null w1", 0)  # nothing here is compared with another processor's
-    assert is_kept(W0, 6) and not is_kept("null w1", 6) and not is_kept(W0, 1)
-    assert not is_kept(W0, 6, 3) and not is_kept(W0, 6, part="factorial")
+    assert is_kept(W0, 6) and not is_kept("null w1", 6) and not is_kept(W0, 1) and not is_kept(W0, 6, part="factorial")
     report.add(row("frontier", FAR, 6, figures(72, 21)))
     text = (report.folder / "experiment.md").read_text()
-    assert "Measured with seed 0 on that one; seed 6 on this processor." in text
+    assert "Measured: seed 0 on that one; seed 6 on this processor." in text
     assert f"| {FAR} | {W0} | 2 | +1.50 (-1.66 to +4.66) |" in text  # 1 and 2
-    report.add(row("frontier", FAR, 6, figures(72, 21), images="3x2"))
-    assert len(report.rows) == 1
+    report.rows = [row("factorial", W0, 1, figures(70, 20), "that one")]
+    assert report.is_kept(Trial("ceiling", CEILING, 1, Images(2, 2)), "this processor")  # they are compared
+    report.rows = [row("identities 3x2", W0, 1, figures(70, 20))]
+    assert is_kept(W0, 1, 3, "identities") and not is_kept(W0, 1, 2, "identities")
 
 
 # ---- the whole of it -------------------------------------------------------------------------------------------------
@@ -257,7 +270,7 @@ def test_the_estimate_comes_first_and_what_does_not_fit_is_left(small, tmp_path,
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["--frontier-seeds", "0,1"], "--frontier-seeds: 1 is in --seeds too"),
+    (["--frontier-seeds", "0,1"], "--seeds: 1 is a seed of the frontier"),
     (["--speed"], "--speed: is not understood"), (["verify.lfw_faces=a,b"], "2 folders for 1 pair lists"),
     (["verify.lfw_faces=nowhere"], "nowhere/align.json: no such file"),
     (["contexts.recogniser=nowhere.ckpt"], "nowhere.ckpt: no such file .contexts.recogniser.; the band filter needs")])
@@ -298,11 +311,16 @@ def test_a_small_experiment_goes_on_after_a_kill_to_the_same_tables(small, tmp_p
     assert kept.count("\n") == 7 + 2
     run(experiment, *small, elsewhere, "--docs")  # all kept
     assert (tmp_path / "docs" / "experiment.md").read_text() == document and (tmp_path / KEPT).read_text() == kept
-    with pytest.raises(AssertionError, match="made again"):  # another recipe
-        run(experiment, *small, elsewhere, "--docs", "fr.epochs=2")
-    write_text(tmp_path / KEPT, "[{}]")
-    with pytest.raises(UserError, match="experiment_trials.json: is no list of trials .'arm'.; restore it"):
-        run(experiment, *small, elsewhere, "--docs")
+    for other in (("fr.epochs=2",), ("--frontier", "8x3", "--sets", "8x3", "--identities", "9x2")):
+        with pytest.raises(AssertionError, match="made again"):
+            run(experiment, *small, elsewhere, "--docs", *other)
+    with pytest.raises(UserError, match="--seeds: 0 is a seed of the frontier"):
+        run(experiment, *small, elsewhere, "--docs", "--seeds", "0", "--parts", "factorial")
+    report = Report(tmp_path, *experiment_trials.Laboratory.kept(SimpleNamespace(recipe=lambda arm, table: ""), {}), docs=True)
+    assert (len(report.rows), len(report.others)) == (0, 7)
+    report.add(row("frontier", W0, 5, figures(70, 20)))  # of another recipe: they are kept, in no table
+    assert (tmp_path / KEPT).read_text().startswith(kept.removesuffix("\n]\n"))
+    assert (tmp_path / "docs" / "experiment.md").read_text().count(f"| {W0} (1) |") == 1
     shutil.rmtree(tmp_path / "killed" / "experiment" / "trials")
     with pytest.raises(AssertionError, match="made again"):
         run(experiment, *small, killed)
