@@ -232,8 +232,8 @@ class Laboratory:
                 "processor": self.processor, "recipe": self.recipe(trial.arm, trial.table), **figures}
 
     def recipe(self, arm: Arm, table: str) -> str:
-        """What decides an arm's figures but for seed, number of images, processor and the real faces, which each processor aligns
-        a little differently: settings, weights, pair lists."""
+        """What decides an arm's figures: settings, weights, pair lists. But for seed, number of images, processor and the real
+        faces, whose aligned pixels may differ from one processor to another."""
         config = load_config("", arguments=["--preset", "experiment", *self.given, *arm.settings])
         groups = (replace(config.contexts, seed=0, number=2, recogniser="", name=""), config.negatives, config.guidance,
                   config.variety, replace(config.sampling, seed=0, identities=1, images_per_identity=1),
@@ -247,7 +247,7 @@ class Laboratory:
         return [f"{file.stem} {file_digest(file)}" for file in map(Path, self.verify.lfw_pairs)]
 
     def kept(self, images: Mapping[str, Images]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """The rows of KEPT that trials of today would have, with so many `images` in each table, and the other rows.
+        """The rows of KEPT that trials of today would have, and the other rows; `images`: the sizes of the sets of a table.
 
         Raises:
             UserError: the file holds something else.

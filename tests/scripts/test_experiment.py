@@ -77,7 +77,7 @@ def test_points_and_logarithms_are_compared():
 
 @pytest.fixture
 def report(tmp_path):
-    """Three seeds of w = 0 and of two plain negatives in the factorial; `add` adds an arm."""
+    """Three seeds of w = 0 and of two plain negatives in the factorial; `fill` adds an arm."""
     report = Report(tmp_path, [], [], docs=False)
 
     def add(name: str, *values: tuple[float, ...], part: str = "factorial"):
